@@ -1,0 +1,140 @@
+"""Bringing a member that fell behind the log up to date (section 7): the leader offers, the member pulls.
+
+The one that receives sets the pace: one piece at a time, from where it stands, so a lost piece or a new leader with the
+same snapshot costs only a repeat. Bytes pass through the driver; this file never sees a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coord.raft import replication
+from coord.raft.messages import (
+    AppendResponse,
+    InstallSnapshot,
+    SendSnapshot,
+    SnapshotChunk,
+    SnapshotMeta,
+    SnapshotOffer,
+    SnapshotPull,
+    StoreSnapshot,
+)
+from coord.raft.progress import SNAPSHOT, Progress
+from coord.raft.roles import LEADER
+
+if TYPE_CHECKING:
+    from coord.raft.core import Core
+
+
+@dataclass(slots=True)
+class Pull:
+    """A snapshot on its way in."""
+
+    meta: SnapshotMeta
+    #: Bytes kept so far; the next piece begins here.
+    held: int
+    #: When to ask again if the piece does not come.
+    retry_at: float
+    #: The piece at `held` is being stored: ask for nothing until that is done.
+    storing: bool = False
+
+
+def offer(core: Core, name: str, progress: Progress) -> None:
+    """Leader: `name` needs what the log no longer has."""
+    meta = core.snapshot
+    if meta is None:
+        # Only possible while this member itself has not finished its first snapshot: keep probing.
+        progress.become_probe(core.log.base + 1)
+        progress.paused = True
+        return
+    progress.become_snapshot(meta.index, core.now)
+    core.send(name, SnapshotOffer(core.term, core.rounds.newest, meta))
+
+
+def on_offer(core: Core, sender: str, message: SnapshotOffer) -> None:
+    if not replication.follow(core, sender, message.term):
+        if not core.halted:
+            core.send(sender, AppendResponse(core.term, False, 0, 0))
+        return
+    meta = message.meta
+    if meta.index <= core.commit:
+        # An old offer, or we caught up meanwhile: what is committed is shared.
+        core.send_when_durable(sender, AppendResponse(core.term, True, core.commit, message.round))
+        return
+    if core.pull is None or core.pull.meta != meta:
+        core.pull = Pull(meta, 0, 0.0)
+    core.pull.retry_at = min(core.pull.retry_at, core.now)
+    _ask(core)
+
+
+def on_pull(core: Core, sender: str, message: SnapshotPull) -> None:
+    meta = core.snapshot
+    progress = core.progress.get(sender)
+    if core.role != LEADER or message.term != core.term or progress is None or meta is None:
+        return
+    if progress.state == SNAPSHOT:
+        progress.offered_at = core.now
+    if message.index == meta.index:
+        if 0 <= message.offset < meta.size:
+            core.command(SendSnapshot(sender, message.index, message.offset))
+    elif progress.state == SNAPSHOT:
+        # A newer one has taken its place.
+        offer(core, sender, progress)
+
+
+def on_chunk(core: Core, sender: str, message: SnapshotChunk) -> None:
+    pull = core.pull
+    if message.term != core.term or core.leader != sender or pull is None:
+        return
+    if pull.storing or message.index != pull.meta.index or message.offset != pull.held:
+        return
+    if not 0 < len(message.data) <= pull.meta.size - pull.held:
+        return
+    pull.storing = True
+    core.command(StoreSnapshot(pull.meta, message.offset, message.data))
+
+
+def progressed(core: Core, index: int, held: int) -> None:
+    pull = core.pull
+    if pull is None or pull.meta.index != index:
+        return
+    pull.held, pull.storing = held, False
+    pull.retry_at = core.now
+    if held < pull.meta.size:
+        _ask(core)
+
+
+def install(core: Core, meta: SnapshotMeta) -> None:
+    """The snapshot is durable: it takes the place of the log, unless the log has caught up meanwhile."""
+    core.pull = None
+    if meta.index <= core.commit:
+        return
+    core.snapshot = meta
+    if core.log.term_at(meta.index) != meta.term:
+        core.reset_log(meta)
+    core.commit = core.handed = core.applied = meta.index
+    core.command(InstallSnapshot(meta))
+    if core.leader is not None:
+        core.verified = max(core.verified, meta.index)
+        core.send_when_durable(core.leader, AppendResponse(core.term, True, meta.index, 0))
+
+
+def tick(core: Core) -> None:
+    """Ask again for a piece that did not come; offer again to a member that stopped pulling."""
+    if core.pull is not None and core.leader is not None and core.now >= core.pull.retry_at:
+        _ask(core)
+    if core.role == LEADER:
+        patience = 2 * core.settings.heartbeat
+        for name, progress in core.progress.items():
+            if progress.state == SNAPSHOT and core.now - progress.offered_at > patience:
+                offer(core, name, progress)
+
+
+def _ask(core: Core) -> None:
+    pull = core.pull
+    assert pull is not None
+    if pull.storing or core.leader is None or core.now < pull.retry_at:
+        return
+    pull.retry_at = core.now + 2 * core.settings.heartbeat
+    core.send(core.leader, SnapshotPull(core.term, pull.meta.index, pull.held))

@@ -1,0 +1,64 @@
+"""The transport contract: datagrams between named members, and what is known about their connections.
+
+A transport may lose, delay or repeat a frame, never corrupt one silently and never join two. It knows addresses and
+bytes; what is inside a frame, and who really sent it, is checked by `coord.wire` and above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+#: A connection to the peer stands.
+UP = "up"
+#: The connection to the peer ended.
+DOWN = "down"
+#: The peer's process is gone: its connection ended and a new one was refused (architecture 5).
+GONE = "gone"
+
+
+@dataclass(slots=True, frozen=True)
+class PeerEvent:
+    kind: str
+    peer: str
+
+
+class Transport(Protocol):
+    """One member's end. Every method but `wake` is called from the one thread that called `start`."""
+
+    def start(self) -> None:
+        """Bind and begin. Raises coord.errors.ConfigurationError: address in use, malformed, not ours, ...."""
+        ...
+
+    def set_peers(self, addresses: Mapping[str, str]) -> None:
+        """Connect to exactly these from now on. Never blocks: names are resolved elsewhere. Malformed: ConfigurationError."""
+        ...
+
+    def send(self, peer: str, frame: bytes) -> bool:
+        """Never blocks, never raises. False: dropped (no connection, full queue, unknown peer); counted."""
+        ...
+
+    def poll(self, timeout: float) -> None:
+        """Sleep until a frame, a peer event or a `wake` may be there, at most `timeout` seconds."""
+        ...
+
+    def receive(self, limit: int) -> list[bytes]:
+        """Up to `limit` frames that have arrived. Never blocks, never raises; unfit ones are counted and left out."""
+        ...
+
+    def events(self) -> list[PeerEvent]:
+        """What changed about the connections since the last call."""
+        ...
+
+    def wake(self) -> None:
+        """End the current or next `poll` at once. From any thread, also after `close`."""
+        ...
+
+    def dropped(self) -> Mapping[str, int]:
+        """How many frames were dropped so far, by reason; every reason is present from the start."""
+        ...
+
+    def close(self) -> None:
+        """Let go of every socket and thread. Idempotent; returns within a second; loses what was not yet sent."""
+        ...

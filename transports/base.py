@@ -14,7 +14,7 @@ from typing import Protocol
 UP = "up"
 #: The connection to the peer ended.
 DOWN = "down"
-#: The peer's process is gone: its connection ended and a new one was refused (architecture 5).
+#: The peer's process is gone: its connection ended and a new one was refused (architecture 5). It follows DOWN.
 GONE = "gone"
 
 
@@ -25,14 +25,20 @@ class PeerEvent:
 
 
 class Transport(Protocol):
-    """One member's end. Every method but `wake` is called from the one thread that called `start`."""
+    """One member's end. Every method but `wake` is called by one thread at a time, with `start` first."""
+
+    @property
+    def address(self) -> str:
+        """What this end listens on, as others may dial it from this host; "" before `start` or when it only sends."""
+        ...
 
     def start(self) -> None:
         """Bind and begin. Raises coord.errors.ConfigurationError: address in use, malformed, not ours, ...."""
         ...
 
     def set_peers(self, addresses: Mapping[str, str]) -> None:
-        """Connect to exactly these from now on. Never blocks: names are resolved elsewhere. Malformed: ConfigurationError."""
+        """Connect to exactly these from now on. Never blocks: names are resolved elsewhere.
+        Malformed: ConfigurationError, and nothing has changed."""
         ...
 
     def send(self, peer: str, frame: bytes) -> bool:
@@ -40,11 +46,12 @@ class Transport(Protocol):
         ...
 
     def poll(self, timeout: float) -> None:
-        """Sleep until a frame, a peer event or a `wake` may be there, at most `timeout` seconds."""
+        """Sleep until a frame, a peer event or a `wake` may be there, at most `timeout` seconds. May return early."""
         ...
 
     def receive(self, limit: int) -> list[bytes]:
-        """Up to `limit` frames that have arrived. Never blocks, never raises; unfit ones are counted and left out."""
+        """Up to `limit` frames that have arrived. Never blocks, never raises; unfit ones are counted and left out.
+        Arrivals are noticed by `poll`, so poll every turn, if only with 0."""
         ...
 
     def events(self) -> list[PeerEvent]:
@@ -61,4 +68,9 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Let go of every socket and thread. Idempotent; returns within a second; loses what was not yet sent."""
+        ...
+
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's transport without disturbing it. Nothing works afterwards but `wake`
+        and `close`, which do nothing."""
         ...

@@ -13,7 +13,6 @@ Section numbers are those of the Raft paper; "trap N" are the known mistakes of 
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from coord.raft import election, replication, snapshot, transfer
 from coord.raft.batch import COMMANDS, MEMBERSHIP, NOOP, Batch, encode_entry, make_batch
 from coord.raft.log import Log
-from coord.raft.membership import Membership, MembershipHistory, membership_in
+from coord.raft.membership import ANY, Membership, MembershipHistory, membership_in
 from coord.raft.messages import (
     Append,
     AppendResponse,
@@ -60,6 +59,8 @@ from coord.raft.roles import ALLOWED, CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
 from coord.raft.settings import Settings
 
 if TYPE_CHECKING:
+    import random
+
     from coord.raft.snapshot import Pull
     from coord.raft.transfer import Transfer
 
@@ -108,7 +109,7 @@ class Core:
         self.snapshot = start.snapshot
         self.log = _log_of(start)
         index = start.snapshot.index if start.snapshot else 0
-        self.commit = max(index, min(start.commit, self.log.last_index))
+        self.commit = max(index, self.log.newest_not_above(start.commit, self.log.last_term)[0])
         #: Given to the driver to apply, and known to be applied.
         self.handed = index
         self.applied = index
@@ -134,8 +135,8 @@ class Core:
         self.rounds = Rounds()
         self.reads = PendingReads()
         self.forwarded = ForwardedReads()
-        #: Next entry number expected from each member's `Propose`s in this term.
-        self.proposed: dict[str, int] = {}
+        #: Each member's stream of `Propose`s in this term, and the entry number expected next.
+        self.proposed: dict[str, tuple[int, int]] = {}
         #: Index of this leader's first entry; reads and membership changes wait for its commit.
         self.term_start = 0
         #: Leader: cluster time runs from `log.last_time` as found at election.
@@ -144,13 +145,16 @@ class Core:
         self.transfer_state: Transfer | None = None
         #: Why the last handing over failed; "" while none has.
         self.transfer_failure = ""
+        #: When the state was last known to include all its leader had committed.
+        self.fresh_at = float("-inf")
         #: This leader has reacted to its disk standing still.
         self.stall_handled = False
         #: Follower: the log agrees with this term's leader up to here; and the newest round answered.
         self.verified = 0
         self.answered_round = 0
-        #: No lease before this moment, nor before an entry past `lease_after_index` is ours (trap 32).
+        #: No lease before this moment, nor before this index has committed (trap 32).
         self.lease_not_before = 0.0
+        self.lease_after_index = 0
         self.pull: Pull | None = None
 
         #: When the leader was last heard. With lease reads a fresh start counts as having heard it: the promise it may
@@ -215,9 +219,15 @@ class Core:
         """Until when no other leader can be elected; in the past when there is no lease (traps 32, 33)."""
         if not (self.settings.lease_reads and self.leads_surely) or self.transfer_state is not None:
             return float("-inf")
-        if self.now < self.lease_not_before:
+        if self.now < self.lease_not_before or self.commit < self.lease_after_index:
             return float("-inf")
         return self.quorum_contact() + self.settings.election_timeout[0] * (1 - 2 * self.settings.clock_drift)
+
+    def cluster_time(self) -> int:
+        """Leader: what it would stamp into an entry now, nanoseconds. It runs while there is a leader and stands still
+        between two (LogCabin's cluster clock)."""
+        running = int((self.now - self._clock_start) * _NANOSECONDS)
+        return max(self._clock_base + running, self.log.last_time)
 
     def disk_stalled(self) -> bool:
         """Has the oldest unanswered Persist waited longer than allowed? (trap 45)"""
@@ -228,7 +238,7 @@ class Core:
         deadlines = [self.heartbeat_due if self.role == LEADER else self.election_due]
         if self.transfer_state is not None:
             deadlines.append(self.transfer_state.deadline)
-        if self.pull is not None:
+        if self.pull is not None and self.leader is not None and not self.pull.storing:
             deadlines.append(self.pull.retry_at)
         deadlines.append(self.forwarded.retry_at(self.read_retry))
         return min(deadlines)
@@ -293,11 +303,13 @@ class Core:
         """Hand leadership to `to`, or to the best follower. "" when begun, else why not. It has worked when this
         member is no longer leader; it has failed when `transfer_state` is None and it still is."""
         self.now = now
-        return transfer.begin(self, to)
+        return transfer.begin(self, to) if not self.halted else f"stopped: {self.halted}"
 
     def persisted(self, now: float, seq: int) -> None:
         """Every Persist up to `seq` is on disk."""
         self.now = now
+        if self.halted:
+            return
         while self._in_flight and self._in_flight[0][0].seq <= seq:
             persist, _, epoch, last_index = self._in_flight.popleft()
             if epoch == self.log.epoch:
@@ -358,6 +370,9 @@ class Core:
     def take(self) -> list[Command]:
         """What to do now, in this order. Sends come before the Persist: what they say is true without it, and a slow
         disk must not hold them up (dissertation 10.2.1)."""
+        if self.halted:
+            out, self._out = self._out, []
+            return out
         if self.role == LEADER:
             replication.replicate_all(self)
         elif self.leader is not None:
@@ -377,7 +392,7 @@ class Core:
         disk: no message may say more than a restart would remember."""
         if self._hard_state_in_doubt():
             self.send_when_durable(to, message)
-        else:
+        elif not self.halted:
             self._out.append(Send(to, message))
 
     def send_when_durable(self, to: str, message: Message) -> None:
@@ -478,6 +493,8 @@ class Core:
         self.rounds = Rounds()
         self.rounds.begin(self.now)
         self.reads = PendingReads()
+        for read_id in self.forwarded.drop():
+            self.reads.add(read_id, parked=True)
         self.proposed = {}
         self.transfer_state, self.transfer_failure, self.stall_handled = None, "", False
         self.lease_not_before = self.now
@@ -494,11 +511,8 @@ class Core:
     def append_entries(self, kind: int, entries: Sequence[bytes]) -> None:
         """Leader: one more batch at the end of the log."""
         assert self.role == LEADER
-        time = self._clock_base + int((self.now - self._clock_start) * _NANOSECONDS)
-        batch = make_batch(
-            kind, self.term, self.log.last_index + 1, max(time, self.log.last_time), entries, len(entries)
-        )
-        self.append(batch)
+        first = self.log.last_index + 1
+        self.append(make_batch(kind, self.term, first, self.cluster_time(), entries, len(entries)))
 
     def append_membership(self, membership: Membership) -> None:
         self.append_entries(MEMBERSHIP, [encode_entry(membership.encode())])
@@ -524,6 +538,7 @@ class Core:
     def reset_log(self, meta: SnapshotMeta) -> None:
         """A snapshot takes the place of the whole log."""
         self.log.reset(meta.index, meta.term, meta.time)
+        self.verified = 0
         self.history.reset(meta.membership_index, meta.membership)
         self.membership_committed = meta.membership_index
         self._reset, self._truncate, self._appended = meta, None, []
@@ -545,6 +560,9 @@ class Core:
 
     def _known(self, sender: str, incarnation: int, message: Message) -> bool:
         """Is this the member of that name? A stranger, or a disk that forgot its promises, is told and ignored."""
+        if sender == self.name or incarnation == ANY:
+            # Nobody but us may speak for us: counted as ours, an answer would vote before our disk has (trap 2).
+            return False
         record = self.membership.members.get(sender)
         if record is None:
             reason = f"{self.name} knows no member {sender!r}; members are {', '.join(self.membership.members)}"

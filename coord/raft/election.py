@@ -88,7 +88,8 @@ def on_vote_request(core: Core, sender: str, message: VoteRequest) -> None:
         # Answered, not ignored: the sender learns the term it must pass (trap 9).
         core.send(sender, VoteResponse(core.term, False, message.pre))
         return
-    if message.term > core.term and _hears_a_leader(core, message):
+    if _hears_a_leader(core, message):
+        # In our own term too: it may have reached us after we promised an older leader its lease.
         core.send(sender, VoteResponse(core.term, False, message.pre))
         return
     if message.term > core.term and not message.pre:

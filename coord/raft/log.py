@@ -63,6 +63,10 @@ class Log:
         assert self.base < index <= self.last_index, f"index {index} outside {self.first_index}-{self.last_index}"
         return self._batches[self._position(index)]
 
+    def ends_batch(self, index: int) -> bool:
+        """Is `index` where a batch ends, or the base?"""
+        return index == self.base or (self.base < index <= self.last_index and self.batch_at(index).last == index)
+
     def append(self, batch: Batch) -> None:
         assert batch.first == self.last_index + 1, f"{batch!r} after {self.last_index}"
         assert batch.term >= self.last_term, f"{batch!r} after term {self.last_term}"

@@ -70,15 +70,18 @@ def read_membership(payload: bytes) -> Membership:
     for name, member in members.items():
         kinds_fit = (
             isinstance(name, str)
+            and 0 < len(name.encode(errors="replace")) <= NAME_BYTES_MAX
             and isinstance(member.address, str)
-            and isinstance(member.incarnation, int)
+            and type(member.incarnation) is int
+            and 0 <= member.incarnation < 1 << 64
             and isinstance(member.voter, bool)
         )
         if not kinds_fit:
             raise ValueError(f"not a membership: {rows!r}")
-    if not isinstance(group_number, int) or not 0 <= group_number < 1 << 64 or not members:
-        raise ValueError(f"not a membership: group number {group_number!r}, {len(members)} members")
-    return Membership(members, group_number)
+    membership = Membership(members, group_number)
+    if type(group_number) is not int or not 0 <= group_number < 1 << 64 or not membership.voters:
+        raise ValueError(f"not a membership: group number {group_number!r}, {len(membership.voters)} voters")
+    return membership
 
 
 def membership_in(batch: Batch) -> Membership:

@@ -65,7 +65,7 @@ class AppendResponse:
 
 @dataclass(slots=True)
 class Heartbeat:
-    """`commit` never exceeds what the leader knows this follower to hold (trap 17)."""
+    """The leader lives, and has committed this far. The follower takes of it what its log shares (trap 17)."""
 
     term: int
     commit: int
@@ -100,10 +100,11 @@ class ReadResponse:
 
 @dataclass(slots=True)
 class Propose:
-    """A follower passes on what its callers proposed. `number` counts its entries in this term, from 0, so that the
-    leader takes them in order and without a gap (first in, first out for each member)."""
+    """A follower passes on what its callers proposed. `number` counts the entries of its `stream`, a random number it
+    draws for each start over, so that the leader takes them in order and without a gap (first in, first out)."""
 
     term: int
+    stream: int
     number: int
     #: Each as `encode_entry` made it.
     entries: list[bytes] = field(default_factory=list)
@@ -111,9 +112,10 @@ class Propose:
 
 @dataclass(slots=True)
 class ProposeResponse:
-    """The leader has taken all entries numbered below `expected`; `accepting` False: it takes no more for now."""
+    """The leader has taken all entries of `stream` numbered below `expected`; `accepting` False: no more for now."""
 
     term: int
+    stream: int
     expected: int
     accepting: bool
 
@@ -312,9 +314,9 @@ class InstallSnapshot:
 
 @dataclass(slots=True)
 class ProposalsTaken:
-    """The leader of `term` has taken this member's proposals numbered below `expected`."""
+    """The leader has taken this member's proposals of `stream` numbered below `expected`."""
 
-    term: int
+    stream: int
     expected: int
     accepting: bool
 

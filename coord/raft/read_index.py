@@ -11,12 +11,13 @@ What must not live here: sending (`coord.raft.replication`), or waiting until th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 
 #: A local read's number, or (follower, its request number).
 Reader = int | tuple[str, int]
 
-#: Send times kept. Beyond it an answer to a forgotten round proves nothing, which is safe.
+#: Send times kept.
 _ROUNDS_KEPT = 1024
 
 
@@ -25,18 +26,25 @@ class Rounds:
 
     def __init__(self) -> None:
         self.newest = 0
-        self._sent_at: dict[int, float] = {}
+        #: Some rounds, rising, and when each was sent.
+        self._numbers: list[int] = []
+        self._times: list[float] = []
 
     def begin(self, now: float) -> int:
         """Mint a round, to be sent to everybody now."""
         self.newest += 1
-        self._sent_at[self.newest] = now
-        if len(self._sent_at) > _ROUNDS_KEPT:
-            del self._sent_at[next(iter(self._sent_at))]
+        self._numbers.append(self.newest)
+        self._times.append(now)
+        if len(self._numbers) > _ROUNDS_KEPT:
+            # Thinned out, not cut short: however many rounds a busy leader begins before an answer comes, the answer
+            # must still prove something, or check-quorum would end a healthy leader.
+            del self._numbers[1::2], self._times[1::2]
         return self.newest
 
     def sent_at(self, number: int) -> float | None:
-        return self._sent_at.get(number)
+        """When round `number` was sent, or a little before; None for one never begun."""
+        position = bisect_right(self._numbers, number)
+        return self._times[position - 1] if position and number <= self.newest else None
 
 
 class PendingReads:

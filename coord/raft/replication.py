@@ -64,7 +64,7 @@ def replicate_all(core: Core) -> None:
         _replicate(core, name, progress, built)
         commit = min(progress.match, core.commit)
         if progress.sent_round < core.rounds.newest or progress.sent_commit < commit:
-            core.send(name, Heartbeat(core.term, commit, core.rounds.newest))
+            core.send(name, Heartbeat(core.term, core.commit, core.rounds.newest))
             progress.sent_round = core.rounds.newest
             progress.sent_commit = max(progress.sent_commit, commit)
 
@@ -104,7 +104,9 @@ def on_append_response(core: Core, sender: str, message: AppendResponse) -> None
         if progress.acked(message.index):
             advance_commit(core)
             transfer.proceed(core)
-        if progress.state == PROBE or (progress.state == SNAPSHOT and message.index >= progress.snapshot_index):
+        if progress.state == PROBE or (progress.state == SNAPSHOT and core.log.term_at(progress.match) is not None):
+            # Also after an older snapshot than the newest, if the log reaches back to it: were a member to begin
+            # again with each new one, it might never end.
             progress.become_replicate()
 
 
@@ -130,15 +132,17 @@ def on_read_request(core: Core, sender: str, message: ReadRequest) -> None:
 def on_propose(core: Core, sender: str, message: Propose) -> None:
     """Take a member's entries in order and without a gap, whatever was lost or repeated on the way."""
     if core.role != LEADER or message.term != core.term:
-        core.send(sender, ProposeResponse(core.term, 0, False))
+        core.send(sender, ProposeResponse(core.term, message.stream, 0, False))
         return
-    expected = core.proposed.get(sender, 0)
+    stream, expected = core.proposed.get(sender, (message.stream, 0))
+    if stream != message.stream:
+        expected = 0
     if message.number <= expected < message.number + len(message.entries):
         fresh = message.entries[expected - message.number :]
         if core.propose(core.now, fresh):
             expected += len(fresh)
-            core.proposed[sender] = expected
-    core.send(sender, ProposeResponse(core.term, expected, core.accepting))
+    core.proposed[sender] = (message.stream, expected)
+    core.send(sender, ProposeResponse(core.term, message.stream, expected, core.accepting))
 
 
 def add_read(core: Core, reader: Reader) -> None:
@@ -172,9 +176,10 @@ def advance_commit(core: Core) -> None:
 
 def membership_to_pin(core: Core) -> Membership | None:
     """The membership in force with what this leader has learned since: the group's number, and the incarnation of each
-    member heard. None when it is all known, or when the last change has not committed yet."""
+    member heard. None when it is all known, when the last change has not committed yet, or while handing over, since
+    one more entry would make the target's log too short."""
     index, membership = core.history.latest_index, core.membership
-    if index > core.commit:
+    if index > core.commit or core.transfer_state is not None:
         return None
     pinned = membership
     if not pinned.group_number:
@@ -198,10 +203,7 @@ def _answered(core: Core, sender: str, term: int) -> Progress | None:
 
 def _ends_a_batch(core: Core, index: int) -> bool:
     """An honest acknowledgement names an index this leader sent as the end of a batch, or one long committed."""
-    log = core.log
-    if index <= log.base:
-        return True
-    return index <= log.last_index and log.batch_at(index).last == index
+    return index < core.log.base or core.log.ends_batch(index)
 
 
 def _refused(core: Core, sender: str, progress: Progress, message: AppendResponse) -> None:
@@ -255,8 +257,8 @@ def follow(core: Core, sender: str, term: int) -> bool:
     """A message from a leader of `term`. False: it is an old one, to be told."""
     if term < core.term:
         return False
-    if core.role == LEADER and term == core.term:
-        core.halt(f"{sender} also leads term {term}: two members share a name or a vote was forgotten")
+    if term == core.term and core.leader not in (None, sender):
+        core.halt(f"{core.leader} and {sender} both lead term {term}: two members share a name or a vote was forgotten")
         return False
     if core.role != FOLLOWER or core.leader != sender or term > core.term:
         core.become_follower(term, sender, f"{sender} leads")
@@ -286,11 +288,13 @@ def on_append(core: Core, sender: str, message: Append) -> None:
             AppendResponse(core.term, False, message.prev_index, message.round, hint_index, hint_term, stalled),
         )
         return
+    if not _fits(core, batches, previous):
+        return
     _accept(core, batches)
     # Exactly what this message proved, not where the log happens to end (trap 14).
     index = batches[-1].last if batches else previous
     core.verified = max(core.verified, index)
-    _follow_commit(core, min(message.commit, index))
+    _follow_commit(core, message.commit, index)
     core.send_when_durable(sender, AppendResponse(core.term, True, index, message.round, disk_slow=core.disk_stalled()))
 
 
@@ -299,10 +303,13 @@ def on_heartbeat(core: Core, sender: str, message: Heartbeat) -> None:
         if not core.halted:
             core.send(sender, HeartbeatResponse(core.term, 0, 0))
         return
-    _follow_commit(core, min(message.commit, core.verified))
+    _follow_commit(core, message.commit, core.verified)
     if message.round > core.answered_round:
         core.answered_round = message.round
         core.send(sender, HeartbeatResponse(core.term, message.round, core.verified, core.disk_stalled()))
+        if message.commit < core.verified <= core.log.persisted:
+            # The leader may not have heard that we hold this: were that answer lost, nothing else would repeat it.
+            core.send(sender, AppendResponse(core.term, True, core.verified, message.round))
 
 
 def on_read_response(core: Core, sender: str, message: ReadResponse) -> None:
@@ -317,7 +324,7 @@ def on_propose_response(core: Core, sender: str, message: ProposeResponse) -> No
     if message.term > core.term:
         core.become_follower(message.term, None, f"{sender} is in a newer term")
     elif message.term == core.term and core.leader == sender:
-        core.command(ProposalsTaken(message.term, message.expected, message.accepting))
+        core.command(ProposalsTaken(message.stream, message.expected, message.accepting))
 
 
 def forward_reads(core: Core) -> None:
@@ -339,9 +346,33 @@ def _accept(core: Core, batches: list[Batch]) -> None:
         core.append(batch)
 
 
-def _follow_commit(core: Core, index: int) -> None:
-    """Never past what this leader was seen to share with us, whatever it claims (trap 17)."""
-    core.commit = max(core.commit, index)
+def _follow_commit(core: Core, committed: int, verified: int) -> None:
+    """Never past what this leader was seen to share with us, whatever it claims (trap 17), and never into a batch."""
+    index = min(committed, verified)
+    if committed <= max(index, core.commit):
+        core.fresh_at = core.now
+    if index > core.commit:
+        core.commit, _ = core.log.newest_not_above(index, core.term)
+        if core.pull is not None and core.pull.meta.index <= core.commit:
+            # The log has caught up by itself; a pull nobody serves any more must not keep us from campaigning.
+            core.pull = None
+
+
+def _fits(core: Core, batches: list[Batch], previous: int) -> bool:
+    """Could an honest leader whose log shares `previous` with ours have sent these? Members share whole batches, and a
+    leader never takes back what it has itself shown us in its term."""
+    log = core.log
+    if not log.ends_batch(previous):
+        return False
+    for batch in batches:
+        if batch.first > log.last_index:
+            break
+        held = log.batch_at(batch.first)
+        if held.term != batch.term:
+            return batch.first > core.verified
+        if held.last != batch.last:
+            return False
+    return True
 
 
 def _well_formed(batches: list[Batch], previous: int, term: int, leader_term: int) -> bool:

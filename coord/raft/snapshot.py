@@ -58,6 +58,8 @@ def on_offer(core: Core, sender: str, message: SnapshotOffer) -> None:
             core.send(sender, AppendResponse(core.term, False, 0, 0))
         return
     meta = message.meta
+    if not (0 < meta.term <= message.term and meta.membership_index <= meta.index and meta.membership.voters):
+        return
     if meta.index <= core.commit:
         # An old offer, or we caught up meanwhile: what is committed is shared.
         core.send_when_durable(sender, AppendResponse(core.term, True, core.commit, message.round))
@@ -107,11 +109,12 @@ def progressed(core: Core, index: int, held: int) -> None:
 
 def install(core: Core, meta: SnapshotMeta) -> None:
     """The snapshot is durable: it takes the place of the log, unless the log has caught up meanwhile."""
-    core.pull = None
-    if meta.index <= core.commit:
+    if core.pull is not None and core.pull.meta.index <= meta.index:
+        core.pull = None
+    if meta.index <= core.commit or core.role == LEADER:
         return
     core.snapshot = meta
-    if core.log.term_at(meta.index) != meta.term:
+    if core.log.term_at(meta.index) != meta.term or not core.log.ends_batch(meta.index):
         core.reset_log(meta)
     core.commit = core.handed = core.applied = meta.index
     core.command(InstallSnapshot(meta))

@@ -90,6 +90,8 @@ def abort(core: Core, reason: str) -> None:
     if told:
         core.lease_not_before = core.now + core.settings.election_timeout[1]
         core.append_entries(NOOP, [encode_entry(b"")])
+        # Until a quorum holds it, a late TimeoutNow can still win an election behind the lease.
+        core.lease_after_index = core.log.last_index
 
 
 def on_timeout_now(core: Core, sender: str, message: TimeoutNow) -> None:

@@ -28,6 +28,8 @@ class Recovered:
     #: The log is damaged at or below what was known durable: this member may have forgotten what it promised, so it
     #: must not vote (architecture 6). Empty when all is well.
     damage: str = ""
+    #: What recovery had to do that an operator should hear of: a torn tail cut, a broken snapshot set aside.
+    notes: list[str] = field(default_factory=list)
 
 
 class Storage(Protocol):
@@ -70,7 +72,8 @@ class Storage(Protocol):
 
     def save_snapshot(self, meta: SnapshotMeta) -> None:
         """Keep `meta` beside the finished file, rename it into place and make both durable; older ones beyond the
-        last two are deleted. After this `read_snapshot` knows it. May block; may run on another thread. Raises OSError."""
+        last two are deleted. After this `read_snapshot` knows it. May block; may run on another thread.
+        Raises OSError; the log is then unharmed, the snapshot not kept."""
         ...
 
     def read_snapshot(self, index: int, offset: int, size: int) -> bytes:

@@ -1,0 +1,349 @@
+"""The background thread: the only place that reads the clock and drives transport, disk and replica.
+
+Other threads hand it work and wait with a deadline; nobody else touches what it owns. Its life: set up, report, turn
+after turn until told to stop, hand leadership over, let go of everything. It ends by itself when the disk fails.
+
+What must not live here: what a turn does (`coord.replica`), what users see (`coord.node`).
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from coord.clock import clock
+from coord.errors import ClosedError, CoordError, Unavailable
+from coord.proposals import Maker, Proposal
+from coord.raft.roles import LEADER
+from coord.replica import Read, Replica
+from coord.transports.base import Transport
+
+_log = logging.getLogger("coord.loop")
+
+#: Frames taken in one turn.
+_FRAMES_PER_TURN = 256
+#: However quiet it is, a turn comes this often.
+_IDLE_SECONDS = 60.0
+#: While stopping, how long a turn may sleep at most.
+_LEAVING_SECONDS = 0.05
+#: A turn that starts later than this after it was due says that the host starves this thread.
+_LATE_SECONDS = 0.5
+
+
+class Waiter:
+    """One caller waiting for one answer. A bare lock is the cheapest thing a thread can sleep on."""
+
+    __slots__ = ("_lock", "answer")
+
+    def __init__(self) -> None:
+        self.answer: Any = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def done(self, answer: Any) -> None:
+        self.answer = answer
+        self._lock.release()
+
+    def wait(self, seconds: float) -> bool:
+        """False: no answer within `seconds`."""
+        return self._lock.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX))
+
+
+class Dispatcher:
+    """Runs users' callbacks, in order, on a thread of their own: never on the loop's. Started by the first callback."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run(self, task: Callable[[], None]) -> None:
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None and not self._closed:
+                    self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                    self._thread.start()
+        self._tasks.put(task)
+
+    def close(self) -> None:
+        """No more after what is queued. Does not wait: a callback may be what called `stop`."""
+        with self._lock:
+            self._closed = True
+            if self._thread is not None:
+                self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except Exception:
+                _log.exception("a callback raised; it will be called again for the next event")
+
+
+class Loop:
+    """Owns a transport and a replica; lets other threads in through three small queues."""
+
+    def __init__(self, name: str, transport: Transport, build: Callable[[Loop, random.Random], Replica]) -> None:
+        self.name = name
+        self.transport = transport
+        self.dispatcher = Dispatcher(f"coord-callbacks-{name}")
+        self.started_at = 0.0
+        #: Seconds by which the last turn that was due by time came late, and the worst so far.
+        self.lag = 0.0
+        self.lag_max = 0.0
+        self._build = build
+        self._replica: Replica | None = None
+        self._proposals: deque[Proposal] = deque()
+        self._reads: deque[Read] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        #: What `when` waits for; the loop's thread alone touches the first.
+        self._conditions: list[tuple[Callable[[], Any], Waiter]] = []
+        self._abandoned: deque[tuple[Callable[[], Any], Waiter]] = deque()
+        self._ready = threading.Event()
+        self._ended = threading.Event()
+        self._problem: BaseException | None = None
+        self._stop_deadline: float | None = None
+        self._closed = False
+        self._workers: set[threading.Thread] = set()
+        self._thread = threading.Thread(target=self._run, name=f"coord-{name}", daemon=True)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # For other threads.
+
+    def start(self, timeout: float) -> None:
+        """Set up, and return once the member runs. Raises what went wrong; Unavailable when it took too long."""
+        self._thread.start()
+        if not self._ready.wait(timeout):
+            self.stop(0.0)
+            raise Unavailable(f"member {self.name!r} was not ready within {timeout:g} s: its disk is slow, or its log long")
+        if self._problem is not None:
+            self._thread.join()
+            raise self._problem
+
+    @property
+    def replica(self) -> Replica:
+        assert self._replica is not None, "not started"
+        return self._replica
+
+    @property
+    def running(self) -> bool:
+        return self._ready.is_set() and not self._closed and self._problem is None
+
+    def check(self) -> None:
+        """Raise why nothing can be asked any more, if so."""
+        replica = self._replica
+        if replica is not None and replica.failure is not None:
+            raise replica.failure
+        if self._closed or replica is None:
+            raise ClosedError(f"member {self.name!r} has been stopped; start a new one")
+
+    def propose(
+        self,
+        maker: Maker,
+        arguments: tuple[Any, ...],
+        done: Callable[[Any], None],
+        patience: float,
+        expires_at: float = float("inf"),
+    ) -> Proposal | None:
+        """Put a command on its way; None when there is no room for more within `patience` seconds. See `Proposal` for
+        `done` and `expires_at`."""
+        self.check()
+        replica = self.replica
+        proposal = replica.numbering.begin(
+            maker, arguments, done, most=replica.options.max_pending, patience=patience, expires_at=expires_at
+        )
+        if proposal is not None:
+            self._proposals.append(proposal)
+            self.transport.wake()
+            if self._ended.is_set():
+                self._sweep()
+        return proposal
+
+    def give_up(self, proposal: Proposal) -> bool:
+        """The caller stops waiting. True: the command certainly never happens."""
+        unsent = proposal.give_up()
+        self.replica.numbering.end(proposal.sequence)
+        return unsent
+
+    def read(self, read: Read) -> None:
+        self.check()
+        self._reads.append(read)
+        self.transport.wake()
+        if self._ended.is_set():
+            self._sweep()
+
+    def call(self, function: Callable[[], Any], timeout: float) -> Any:
+        """Run `function` on the loop thread and return its result, or raise what it raised."""
+        self.check()
+        if threading.current_thread() is self._thread:
+            return function()
+        waiter = Waiter()
+
+        def run() -> None:
+            try:
+                waiter.done((function(), None))
+            except Exception as error:
+                waiter.done((None, error))
+
+        self._calls.append(run)
+        self.transport.wake()
+        if self._ended.is_set():
+            self._sweep()
+        if not waiter.wait(timeout):
+            raise Unavailable(f"member {self.name!r} did not answer within {timeout:g} s: its thread is starved")
+        result, error = waiter.answer
+        if error is not None:
+            raise error
+        return result
+
+    def when(self, condition: Callable[[], Any], deadline: float) -> Any:
+        """Wait until `condition`, looked at after each turn on the loop's thread, is not None; return that. None when
+        `deadline` has passed."""
+        waiter = Waiter()
+        entry = (condition, waiter)
+        self.call(lambda: self._conditions.append(entry), max(0.0, deadline - clock()))
+        if waiter.wait(deadline - clock()):
+            return waiter.answer
+        self._abandoned.append(entry)
+        return None
+
+    def stop(self, timeout: float) -> None:
+        """Hand leadership over, end the session, let go of everything. Returns within about `timeout` whatever happens;
+        a thread that hangs in the disk is left behind, powerless."""
+        if not self._closed:
+            self._closed = True
+            self._stop_deadline = clock() + timeout
+            self.transport.wake()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout + 2.0)
+            if self._thread.is_alive():
+                _log.warning("%s: its thread is still busy after %g s and is left behind", self.name, timeout + 2.0)
+
+    def background(self, task: Callable[[], Callable[[], None]]) -> None:
+        """Run `task` on a thread of its own, then what it returns on the loop's."""
+
+        def work() -> None:
+            finish = task()
+            self._calls.append(finish)
+            self._workers.discard(threading.current_thread())
+            self.transport.wake()
+
+        thread = threading.Thread(target=work, name=f"coord-snapshot-{self.name}", daemon=True)
+        self._workers.add(thread)
+        thread.start()
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # The thread.
+
+    def _run(self) -> None:
+        try:
+            self._set_up()
+        except BaseException as error:
+            self._problem = error if isinstance(error, Exception) else CoordError(f"start was interrupted: {error!r}")
+            self._let_go()
+            self._ready.set()
+            return
+        self._ready.set()
+        try:
+            while self._stop_deadline is None and self.replica.failure is None:
+                self._turn()
+            if self.replica.failure is None:
+                self._leave()
+        except Exception as error:
+            # A bug, ours or below: better a dead member than a half-alive one that still answers heartbeats.
+            _log.exception("%s: stopped by an internal error", self.name)
+            self.replica.end(CoordError(f"member stopped by an internal error, please report it: {error!r}"))
+        finally:
+            self._let_go()
+
+    def _set_up(self) -> None:
+        # Not seeded from anything shared: two members must not draw the same timeouts.
+        rng = random.Random(int.from_bytes(random.SystemRandom().randbytes(16), "little"))
+        self.transport.start()
+        self._replica = self._build(self, rng)
+        self.started_at = time.time()
+        self._turn(0.0)
+
+    def _turn(self, longest: float = _IDLE_SECONDS) -> None:
+        """One turn of the replica, then sleep until there is something to do, `longest` seconds at most."""
+        replica, transport = self.replica, self.transport
+        while self._calls:
+            self._calls.popleft()()
+        frames = transport.receive(_FRAMES_PER_TURN)
+        due = replica.turn(clock(), frames, transport.events(), _drain(self._proposals), _drain(self._reads))
+        if self._conditions:
+            self._look()
+        if len(frames) == _FRAMES_PER_TURN or self._proposals or self._reads or self._calls:
+            return
+        now = clock()
+        transport.poll(min(max(0.0, due - now), longest))
+        self.lag = max(0.0, clock() - max(due, now))
+        if self.lag > self.lag_max:
+            self.lag_max = self.lag
+            if self.lag > _LATE_SECONDS:
+                _log.warning("%s: woke %.2f s late; the host keeps its interpreter or processor busy", self.name, self.lag)
+
+    def _look(self) -> None:
+        """Tell those whose condition has come true."""
+        gone = [self._abandoned.popleft() for _ in range(len(self._abandoned))]
+        waiting = []
+        for entry in self._conditions:
+            value = entry[0]()
+            if value is not None:
+                entry[1].done(value)
+            elif entry not in gone:
+                waiting.append(entry)
+        self._conditions = waiting
+
+    def _leave(self) -> None:
+        """End the session and hand leadership over, as long as there is time."""
+        assert self._stop_deadline is not None
+        replica, deadline = self.replica, self._stop_deadline
+        replica.close_session()
+        while replica.session_open and replica.core.leader is not None and clock() < deadline:
+            self._turn(_LEAVING_SECONDS)
+        if replica.core.role == LEADER and not replica.transfer(None):
+            while clock() < deadline and not self._handed_over():
+                self._turn(_LEAVING_SECONDS)
+
+    def _handed_over(self) -> bool:
+        """The successor is known, so it has our vote; or the handing over failed."""
+        core = self.replica.core
+        if core.role == LEADER:
+            return core.transfer_state is None
+        return core.leader is not None
+
+    def _let_go(self) -> None:
+        self._closed = True
+        self._ended.set()
+        for worker in list(self._workers):
+            worker.join(2.0)
+        replica = self._replica
+        if replica is not None:
+            replica.end(ClosedError(f"member {self.name!r} has been stopped"))
+        self._sweep()
+        self.transport.close()
+        if replica is not None:
+            replica.storage.close()
+        self.dispatcher.close()
+
+    def _sweep(self) -> None:
+        """Answer what came too late. Nothing of it was sent."""
+        error = (self._replica and self._replica.failure) or ClosedError(f"member {self.name!r} has been stopped")
+        for item in [*_drain(self._proposals), *_drain(self._reads)]:
+            item.done(error)
+        while self._calls:
+            self._calls.popleft()()
+
+
+def _drain(items: deque[Any]) -> list[Any]:
+    """Everything queued now; what other threads add meanwhile waits for the next turn."""
+    return [items.popleft() for _ in range(len(items))]

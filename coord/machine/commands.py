@@ -1,0 +1,293 @@
+"""The commands: bytes made in the caller's thread, read back and checked on every member when they are applied.
+
+A command is a msgpack array that starts with its operation number. From CLOSE_SESSION up, session, sequence and low
+water follow, which make it exactly-once: a session numbers its commands, and says up to where it has taken the replies.
+
+`decode` believes nothing: types, ranges and lengths are all checked here, so that what applies a command need not. No
+check here depends on the state: the same bytes are a command always or never, on every member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgpack
+
+from coord.machine.limits import Limits, read_limits
+
+# Operation numbers are for ever: they are in logs. 48 to 79 belong to the lock table.
+OPEN_SESSION, EXPIRE_SESSION, TICK, SET_LIMITS = 1, 2, 3, 4
+CLOSE_SESSION = 16
+PUT, DELETE, TRANSACTION = 32, 33, 34
+
+#: Kinds of compare in a transaction. 2 is kept for "this hold still stands".
+COMPARE_REVISION = 1
+
+#: For `expected`: write whatever is there, and write only where nothing is.
+ANY, ABSENT = -1, 0
+
+#: The longest command, whatever the limits say. Room for the largest transaction and its frame.
+COMMAND_BYTES_MAX = (2 << 20) + (128 << 10)
+KEY_BYTES_MAX = 512
+OWNER_BYTES_MAX = 255
+OPERATIONS_MAX = 128
+COMPARES_MAX = 128
+#: How far a sequence may be ahead of its low water. It bounds the replies a session can make the group remember, and
+#: since it needs no state, a duplicate can never be refused on one side of it and done on the other (trap 51).
+WINDOW = 1024
+#: Sequences, revisions, low waters, lifetimes fit a signed 64-bit integer; session ids and instances an unsigned one.
+SIGNED_MAX, UNSIGNED_MAX = (1 << 63) - 1, (1 << 64) - 1
+
+#: (operation number, field, ...), checked.
+Command = tuple[Any, ...]
+
+
+class BadCommand(ValueError):
+    """These bytes are no command; the text says why."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Made by callers. Times are nanoseconds.
+
+
+def open_session(session: int, owner: str, instance: int, ttl: int, supersedes: bool) -> bytes:
+    """Open `session`, a random number from 1 to 2**64 - 1, for the member or client named `owner`.
+
+    `instance` tells apart processes of one owner. With `supersedes`, an older session of the same owner ends in that
+    moment, with all it holds. Harmless to repeat.
+    """
+    return _pack((OPEN_SESSION, session, owner, instance, ttl, supersedes))
+
+
+def expire_session(session: int, proposer_term: int) -> bytes:
+    """End `session`, unless the entry this becomes is of another term: an old leader must not expire anybody."""
+    return _pack((EXPIRE_SESSION, session, proposer_term))
+
+
+def tick() -> bytes:
+    """Do what has fallen due. Every command moves the clock; only this one acts on it."""
+    return _pack((TICK,))
+
+
+def set_limits(limits: Limits, replaces: int) -> bytes:
+    """Set the limits, if those in force were set at index `replaces` (0: never); so a late duplicate does nothing."""
+    return _pack((SET_LIMITS, replaces, limits.row()))
+
+
+def close_session(session: int, sequence: int, low_water: int) -> bytes:
+    """End `session` and all it holds."""
+    return _pack((CLOSE_SESSION, session, sequence, low_water))
+
+
+def put(
+    session: int,
+    sequence: int,
+    low_water: int,
+    key: str,
+    value: bytes,
+    ephemeral: bool = False,
+    ttl: int = 0,
+    expected: int = ANY,
+) -> bytes:
+    """Set `key` to an encoded value. With `ephemeral` it goes when the session ends; with a `ttl` above 0, some time
+    after that; with `expected`, nothing happens unless the key's revision is that (ABSENT: unless there is none)."""
+    return _pack((PUT, session, sequence, low_water, key, value, ephemeral, ttl, expected))
+
+
+def delete(session: int, sequence: int, low_water: int, key: str, expected: int = ANY) -> bytes:
+    """Delete `key`, on condition of `expected` as in `put`."""
+    return _pack((DELETE, session, sequence, low_water, key, expected))
+
+
+def transaction(
+    session: int, sequence: int, low_water: int, compares: Sequence[Command], operations: Sequence[Command]
+) -> bytes:
+    """If all `compares` hold do all `operations`, at one revision; else nothing. A key at most once in `operations`."""
+    return _pack((TRANSACTION, session, sequence, low_water, compares, operations))
+
+
+def compare_revision(key: str, revision: int) -> Command:
+    """For `transaction`: `key` is at `revision`, or there is none if that is ABSENT."""
+    return (COMPARE_REVISION, key, revision)
+
+
+def put_operation(key: str, value: bytes, ephemeral: bool = False, ttl: int = 0) -> Command:
+    """For `transaction`: as `put`."""
+    return (PUT, key, value, ephemeral, ttl)
+
+
+def delete_operation(key: str) -> Command:
+    """For `transaction`: as `delete`."""
+    return (DELETE, key)
+
+
+def check_key(key: object) -> None:
+    """Raise TypeError or ValueError, with the reason, for what cannot be a config key."""
+    if not isinstance(key, str):
+        raise TypeError(f"a config key is a str, not {type(key).__name__}")
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"config key has a lone surrogate at {error.start}; it cannot be stored as UTF-8") from error
+    if not 0 < length <= KEY_BYTES_MAX:
+        raise ValueError(f"config key of {length} bytes in UTF-8; it must have 1 to {KEY_BYTES_MAX}")
+
+
+def _pack(command: Command) -> bytes:
+    packed: bytes = msgpack.packb(command)
+    return packed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Read by members.
+
+
+def decode(payload: bytes) -> Command:
+    """Return the command in `payload`, every field checked; BadCommand for all other bytes, nothing else."""
+    command = _unpack(payload)
+    check = _CHECKS.get(command[0])
+    if check is None:
+        raise BadCommand(f"no operation has the number {command[0]}")
+    check(command)
+    return command
+
+
+def sender(payload: bytes) -> tuple[int, int] | None:
+    """Who waits for the answer to a command that `decode` refused, as (session, sequence); None if it does not say."""
+    try:
+        command = _unpack(payload)
+        if command[0] == OPEN_SESSION and len(command) > 1:
+            _need(_is_session(command[1]), "session")
+            return command[1], 0
+        if command[0] >= CLOSE_SESSION and len(command) > 2:
+            _need(_is_session(command[1]) and _is_number(command[2], 1), "session and sequence")
+            return command[1], command[2]
+    except BadCommand:
+        pass
+    return None
+
+
+def _unpack(payload: bytes) -> Command:
+    if len(payload) > COMMAND_BYTES_MAX:
+        raise BadCommand(f"{len(payload)} bytes, more than any command has")
+    try:
+        # Tuples, because an empty one costs no memory: bytes cannot blow up into thousands of lists.
+        command = msgpack.unpackb(payload, use_list=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise BadCommand(f"not msgpack: {error}") from error
+    if type(command) is not tuple or not command or type(command[0]) is not int:
+        raise BadCommand("not an array that starts with an operation number")
+    return command
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise BadCommand(f"bad {what}")
+
+
+def _is_number(field: object, low: int, high: int = SIGNED_MAX) -> bool:
+    return type(field) is int and low <= field <= high
+
+
+def _is_session(field: object) -> bool:
+    return type(field) is int and 1 <= field <= UNSIGNED_MAX
+
+
+def is_text(field: object, most: int) -> bool:
+    """Tell whether this, decoded by msgpack and so without lone surrogates, is a str of 1 to `most` bytes of UTF-8."""
+    return type(field) is str and 0 < len(field) <= most and (field.isascii() or len(field.encode()) <= most)
+
+
+def _check_sender(command: Command, length: int) -> None:
+    if len(command) != length:
+        raise BadCommand(f"{len(command)} fields instead of {length}")
+    _, session, sequence, low_water, *_ = command
+    if not (
+        type(session) is type(sequence) is type(low_water) is int
+        and 0 < session <= UNSIGNED_MAX
+        and 0 <= low_water < sequence <= low_water + WINDOW <= SIGNED_MAX
+    ):
+        raise BadCommand("bad session, sequence or low water")
+
+
+def _check_put_fields(key: object, value: object, ephemeral: object, ttl: object) -> None:
+    if not is_text(key, KEY_BYTES_MAX):
+        raise BadCommand("bad key")
+    if not (type(value) is bytes and type(ephemeral) is bool and type(ttl) is int and 0 <= ttl <= SIGNED_MAX):
+        raise BadCommand("bad value, ephemeral flag or ttl")
+
+
+def _check_open(command: Command) -> None:
+    _need(len(command) == 6, "number of fields")
+    _, session, owner, instance, ttl, supersedes = command
+    _need(_is_session(session) and _is_number(instance, 0, UNSIGNED_MAX), "session or instance")
+    _need(is_text(owner, OWNER_BYTES_MAX), "owner")
+    _need(_is_number(ttl, 1) and type(supersedes) is bool, "ttl or supersedes flag")
+
+
+def _check_expire(command: Command) -> None:
+    _need(len(command) == 3 and _is_session(command[1]) and _is_number(command[2], 0), "session or term")
+
+
+def _check_tick(command: Command) -> None:
+    _need(len(command) == 1, "number of fields")
+
+
+def _check_limits(command: Command) -> None:
+    _need(len(command) == 3 and _is_number(command[1], 0), "index")
+    try:
+        read_limits(command[2])
+    except ValueError as error:
+        raise BadCommand(str(error)) from error
+
+
+def _check_close(command: Command) -> None:
+    _check_sender(command, 4)
+
+
+def _check_put(command: Command) -> None:
+    _check_sender(command, 9)
+    _, _, _, _, key, value, ephemeral, ttl, expected = command
+    _check_put_fields(key, value, ephemeral, ttl)
+    if type(expected) is not int or not ANY <= expected <= SIGNED_MAX:
+        raise BadCommand("bad expected revision")
+
+
+def _check_delete(command: Command) -> None:
+    _check_sender(command, 6)
+    _need(is_text(command[4], KEY_BYTES_MAX), "key")
+    _need(_is_number(command[5], ANY), "expected revision")
+
+
+def _check_transaction(command: Command) -> None:
+    _check_sender(command, 6)
+    compares, operations = command[4], command[5]
+    _need(type(compares) is tuple and len(compares) <= COMPARES_MAX, "compares")
+    _need(type(operations) is tuple and len(operations) <= OPERATIONS_MAX, "operations")
+    for compare in compares:
+        _need(type(compare) is tuple and len(compare) == 3, "compare")
+        _need(type(compare[0]) is int and compare[0] == COMPARE_REVISION, "kind of compare")
+        _need(is_text(compare[1], KEY_BYTES_MAX) and _is_number(compare[2], ABSENT), "compare")
+    keys = set()
+    for operation in operations:
+        _need(type(operation) is tuple and len(operation) >= 2 and type(operation[0]) is int, "operation")
+        if operation[0] == PUT:
+            _need(len(operation) == 5, "put")
+            _check_put_fields(*operation[1:])
+        else:
+            _need(operation[0] == DELETE and len(operation) == 2 and is_text(operation[1], KEY_BYTES_MAX), "delete")
+        keys.add(operation[1])
+    _need(len(keys) == len(operations), "operations: one key twice")
+
+
+_CHECKS: dict[int, Callable[[Command], None]] = {
+    OPEN_SESSION: _check_open,
+    EXPIRE_SESSION: _check_expire,
+    TICK: _check_tick,
+    SET_LIMITS: _check_limits,
+    CLOSE_SESSION: _check_close,
+    PUT: _check_put,
+    DELETE: _check_delete,
+    TRANSACTION: _check_transaction,
+}

@@ -1,0 +1,714 @@
+"""One member without a thread, a socket or a clock: the core, the replicated state and the disk, driven turn by turn.
+
+`turn` takes what arrived and the time, and does everything that follows from it, in one fixed order. The background
+thread (`coord.loop`) calls it with real frames and a real clock; a simulation calls it with its own. So every ordering
+bug there may be is in code that both run.
+
+What must not live here: waiting, threads, sockets, reading a clock; Raft's rules (`coord.raft`); what a command means
+(`coord.machine`).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from coord.errors import CoordError, IdentityError, OutcomeUnknown, StorageError
+from coord.events import Counters
+from coord.machine import commands
+from coord.machine.limits import Limits
+from coord.machine.machine import Machine
+from coord.machine.replies import SESSION_ENDED, SESSION_ID_IN_USE
+from coord.options import Options
+from coord.proposals import EXPIRED, WITHDRAWN, Numbering, Outbox, Proposal
+from coord.raft.batch import COMMANDS, Batch, encode_entry
+from coord.raft.core import Core, Start
+from coord.raft.membership import Membership, membership_of
+from coord.raft.messages import (
+    Apply,
+    Command,
+    Halt,
+    InstallSnapshot,
+    MembershipChange,
+    Message,
+    Persist,
+    ProposalsTaken,
+    Propose,
+    ReadFailed,
+    ReadOk,
+    Refused,
+    RoleChange,
+    Send,
+    SendSnapshot,
+    SnapshotChunk,
+    SnapshotMeta,
+    StoreSnapshot,
+)
+from coord.raft.roles import LEADER
+from coord.raft.settings import Settings
+from coord.storage.base import SnapshotSink, Storage
+from coord.transports.base import GONE, PeerEvent
+from coord.watch import Watches
+from coord.wire import BadFrame, Identity, decode, encode
+
+_raft_log = logging.getLogger("coord.raft")
+_net_log = logging.getLogger("coord.net")
+_wal_log = logging.getLogger("coord.wal")
+
+NANOSECONDS = 1_000_000_000
+
+_SESSION_LOST = (
+    "this member fell far behind and its session ended meanwhile, so whether the write happened is not known; "
+    "read before repeating it"
+)
+
+#: Runs the first on some other thread, or at once; later, on the loop's thread, calls what that returned.
+Background = Callable[[Callable[[], Callable[[], None]]], None]
+
+
+class Read:
+    """A caller's wish: tell me when the local state is as new as the group's was when I asked."""
+
+    __slots__ = ("abandoned", "done")
+
+    def __init__(self, done: Callable[[Any], None]) -> None:
+        #: Called once, on the loop thread, with None or an exception.
+        self.done = done
+        self.abandoned = False
+
+
+class Replica:
+    def __init__(
+        self,
+        identity: Identity,
+        addresses: Mapping[str, str],
+        options: Options,
+        storage: Storage,
+        *,
+        send: Callable[[str, bytes], bool],
+        set_peers: Callable[[Mapping[str, str]], None],
+        keep_group_number: Callable[[int], None],
+        background: Background,
+        rng: random.Random,
+        now: float,
+    ) -> None:
+        """Recover from `storage`. Raises StorageError when it cannot be read."""
+        self.identity = identity
+        self.options = options
+        self.counters = Counters()
+        self.watches = Watches()
+        self.now = now
+        #: Why this member stopped for good, or None.
+        self.failure: CoordError | None = None
+        #: What others say against this member: it cannot take part until that is resolved.
+        self.refusal = ""
+        self._addresses = addresses
+        self.storage = storage
+        self._send_frame = send
+        self._set_peers = set_peers
+        self._keep_group_number = keep_group_number
+        self._background = background
+        self._rng = rng
+
+        recovered = storage.recover()
+        membership = membership_of(addresses)
+        snapshot = recovered.snapshot
+        self.machine = Machine(Limits())
+        if snapshot is not None:
+            self._restore(snapshot)
+        self.core = Core(
+            identity.name,
+            identity.incarnation,
+            _settings(options),
+            rng,
+            Start(
+                snapshot.membership if snapshot else membership,
+                snapshot.membership_index if snapshot else 0,
+                recovered.hard_state,
+                snapshot,
+                recovered.batches,
+                recovered.commit,
+                recovered.damage,
+            ),
+            now,
+        )
+        self._last_cut = snapshot.index if snapshot else 0
+        self._cutting = False
+        self._sink: tuple[SnapshotMeta, SnapshotSink] | None = None
+        self._durable = 0
+
+        self.numbering = Numbering(self._mint_session())
+        self._session_open = False
+        self._instance = rng.getrandbits(63) | 1
+        self._outbox = Outbox(lambda: rng.getrandbits(64), 4 * options.heartbeat, options.max_batch_bytes)
+        self._outbox_term = 0
+        self._housekeeping_due = now
+
+        #: Reads not yet given to the core, given to it (by its number), and waiting to be applied up to an index.
+        self._reads: list[Read] = []
+        self._reads_asked: dict[int, list[Read]] = {}
+        self._reads_ready: deque[tuple[int, list[Read]]] = deque()
+        self._read_number = 0
+        self._reads_not_before = 0.0
+
+        #: When each member was last heard.
+        self._heard: dict[str, float] = {}
+        self._led_since = now
+        self._limits_proposed = 0
+        self._expiring: dict[int, int] = {}
+        #: (done, reply): given out at the end of the turn, once the next batch is on its way.
+        self._answers: list[tuple[Callable[[Any], None], Any]] = []
+        self._connect()
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Inputs, on the loop's thread.
+
+    def turn(
+        self,
+        now: float,
+        frames: Sequence[bytes] = (),
+        events: Sequence[PeerEvent] = (),
+        proposals: Sequence[Proposal] = (),
+        reads: Sequence[Read] = (),
+    ) -> float:
+        """Do all that follows from what arrived by `now`. Returns when the next turn is due at the latest."""
+        self.now = now
+        self.counters.turns += 1
+        for frame in frames:
+            self._receive(frame)
+        for event in events:
+            if event.kind == GONE:
+                self.core.peer_gone(now, event.peer)
+        for proposal in proposals:
+            if proposal.session != self.numbering.session:
+                self.numbering.encode_again(proposal)
+            self._outbox.add(proposal)
+        self._reads += reads
+        if now >= self.core.deadline():
+            self.core.tick(now)
+        if now >= self._housekeeping_due:
+            self._housekeep()
+        self._lead()
+        self._work()
+        self._answer()
+        return self._deadline()
+
+    def transfer(self, to: str | None) -> str:
+        """Begin to hand leadership over; "" or why not. The next `turn` acts on it."""
+        return self.core.transfer_leadership(self.now, to)
+
+    def close_session(self) -> None:
+        """End this member's session at once rather than by its ttl. The next `turn` acts on it."""
+        if self._session_open and self.core.leader is not None:
+            proposal = self.numbering.begin(
+                commands.close_session, (), lambda reply: None, most=1 << 30, patience=0.0, expires_at=float("inf")
+            )
+            if proposal is not None:
+                self._outbox.add(proposal)
+
+    @property
+    def session_open(self) -> bool:
+        return self._session_open
+
+    @property
+    def unanswered(self) -> int:
+        return len(self.numbering)
+
+    def handed_over(self) -> str | None:
+        """How the transfer ended: "" it worked, else why not; None while it is under way."""
+        core = self.core
+        if core.role != LEADER:
+            return "" if core.leader is not None else None
+        return None if core.transfer_state is not None else core.transfer_failure or "it was given up"
+
+    def age(self, now: float) -> float:
+        """Seconds since the local state was last known to be the group's newest. From any thread."""
+        core = self.core
+        known = core.quorum_contact() if core.leads_surely else core.fresh_at
+        return max(0.0, now - known)
+
+    def quorum_ok(self) -> bool:
+        """As far as this member knows: there is a leader, and if it is this one, a majority follows it."""
+        core = self.core
+        if core.role == LEADER:
+            return core.leads_surely and self.now - core.quorum_contact() <= self.options.election_timeout[1]
+        return core.leader is not None
+
+    def silence(self, name: str) -> float:
+        """Seconds since member `name` was last heard from; infinite when never."""
+        return self.now - self._heard.get(name, float("-inf"))
+
+    def silent_members(self) -> list[str]:
+        """Members not heard from within an election timeout."""
+        patience = self.options.election_timeout[1]
+        return [name for name in self.core.others if self.silence(name) > patience]
+
+    def fail(self, error: CoordError) -> None:
+        """Something broke: stop for good."""
+        if self.failure is None:
+            _raft_log.error("%s: stopped: %s", self.identity.name, error)
+            self.end(error)
+
+    def end(self, error: CoordError) -> None:
+        """No more turns. Whoever waits is told `error`, or that the outcome of what was sent is not known."""
+        if self.failure is not None:
+            return
+        self.failure = error
+        self.core.halt(str(error))
+        for proposal in self.numbering.unanswered():
+            self.numbering.end(proposal.sequence)
+            unknown = OutcomeUnknown(f"on its way when this happened: {error}; read before repeating it")
+            self._answers.append((proposal.done, unknown if proposal.sent else error))
+        waiting = [*self._reads, *(read for asked in self._reads_asked.values() for read in asked)]
+        waiting += [read for _, ready in self._reads_ready for read in ready]
+        self._reads, self._reads_asked = [], {}
+        self._reads_ready.clear()
+        self._answers += [(read.done, error) for read in waiting]
+        self.watches.end(error)
+        self._answer()
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # One turn.
+
+    def _work(self) -> None:
+        """Until nothing more follows. Each pass performs one batch of commands and looks what the disk has done."""
+        while self.failure is None:
+            durable = self.storage.durable()
+            if durable != self._durable:
+                self._durable = durable
+                self.core.persisted(self.now, durable)
+            if self.storage.failure is not None:
+                self.fail(StorageError(f"the disk failed, and this member has stopped itself: {self.storage.failure}"))
+                return
+            self._flush()
+            batch = self.core.take()
+            if not batch:
+                return
+            persists = False
+            for command in batch:
+                persists |= type(command) is Persist
+                _PERFORM[type(command)](self, command)
+            if persists:
+                self.storage.sync()
+
+    def _flush(self) -> None:
+        """Give the core what callers want, if there is a leader to want it from."""
+        core = self.core
+        if core.leader is None:
+            return
+        if self._outbox_term != core.term:
+            self._restart_outbox()
+        if core.role == LEADER:
+            if self._outbox and core.accepting:
+                self._outbox.local(lambda entries: core.propose(self.now, entries))
+        else:
+            found = self._outbox.remote(self.now)
+            if found is not None:
+                self._send(core.leader, Propose(core.term, *found))
+        if self._reads and self.now >= self._reads_not_before:
+            self._read_number += 1
+            self._reads_asked[self._read_number] = [read for read in self._reads if not read.abandoned]
+            self._reads = []
+            core.read(self.now, self._read_number)
+
+    def _answer(self) -> None:
+        """Wake callers last: each one woken may take the interpreter from this thread."""
+        answers, self._answers = self._answers, []
+        for done, reply in answers:
+            done(reply)
+
+    def _deadline(self) -> float:
+        deadline = min(self.core.deadline(), self._outbox.deadline())
+        if self.core.role == LEADER or len(self.numbering):
+            deadline = min(deadline, self._housekeeping_due)
+        if self._reads and self.core.leader is not None:
+            deadline = min(deadline, self._reads_not_before)
+        if self.core.role == LEADER:
+            due = self.machine.next_due()
+            if due is not None:
+                deadline = min(deadline, self.now + max(0.001, (due - self.core.cluster_time()) / NANOSECONDS))
+        return deadline
+
+    def _receive(self, frame: bytes) -> None:
+        self.counters.frames_received += 1
+        try:
+            envelope = decode(frame, self.identity)
+        except BadFrame as error:
+            if self.counters.dropped(error.reason):
+                _net_log.warning("%s: dropped a frame: %s (first of its kind)", self.identity.name, error)
+            return
+        sender = envelope.sender
+        if sender.name in self.core.membership.members:
+            self._heard[sender.name] = self.now
+        self.core.step(self.now, sender.name, sender.incarnation, envelope.message)
+
+    def _send(self, to: str, message: Message) -> None:
+        self.counters.frames_sent += 1
+        if not self._send_frame(to, encode(self.identity, to, message)):
+            self.counters.frames_unsent += 1
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # The core's commands.
+
+    def _on_send(self, command: Send) -> None:
+        self._send(command.to, command.message)
+
+    def _on_persist(self, command: Persist) -> None:
+        self.counters.persists += 1
+        self.storage.write(command)
+
+    def _on_apply(self, command: Apply) -> None:
+        for batch in command.batches:
+            self._apply(batch)
+        self.core.applied_to(command.batches[-1].last)
+        self._publish()
+
+    def _on_read_ok(self, command: ReadOk) -> None:
+        for number in command.ids:
+            self._reads_ready.append((command.index, self._reads_asked.pop(number, [])))
+        self._release_reads()
+
+    def _on_read_failed(self, command: ReadFailed) -> None:
+        for number in command.ids:
+            self._reads += self._reads_asked.pop(number, [])
+        self._reads_not_before = self.now + self.options.heartbeat
+
+    def _on_role(self, command: RoleChange) -> None:
+        self.counters.role_changed(self.now, command.role, command.term, command.leader, command.reason)
+        _raft_log.info(
+            "%s: %s in term %d, leader %s: %s",
+            self.identity.name,
+            command.role,
+            command.term,
+            command.leader or "unknown",
+            command.reason,
+        )
+        if command.role == LEADER:
+            self._led_since = self.now
+            self._expiring = {}
+        if command.leader is not None:
+            self.refusal = ""
+
+    def _on_membership(self, command: MembershipChange) -> None:
+        self._connect()
+        number = command.membership.group_number
+        if command.committed and number and number != self.identity.group_number:
+            self.identity = self.identity._replace(group_number=number)
+            try:
+                self._keep_group_number(number)
+            except OSError as error:
+                self.fail(StorageError(f"the member's identity could not be written: {error}"))
+
+    def _on_send_snapshot(self, command: SendSnapshot) -> None:
+        try:
+            data = self.storage.read_snapshot(command.index, command.offset, self.options.snapshot_chunk_bytes)
+        except OSError as error:
+            _wal_log.warning("%s: snapshot %d cannot be read: %s", self.identity.name, command.index, error)
+            return
+        if data:
+            self._send(command.to, SnapshotChunk(self.core.term, command.index, command.offset, data))
+
+    def _on_store_snapshot(self, command: StoreSnapshot) -> None:
+        meta = command.meta
+        try:
+            if command.offset == 0:
+                self._sink = (meta, self.storage.snapshot_writer(meta.index, meta.term))
+            assert self._sink is not None and self._sink[0] == meta
+            sink = self._sink[1]
+            sink.write_at(command.offset, command.data)
+        except OSError as error:
+            self._pull_failed(meta, str(error))
+            return
+        held = command.offset + len(command.data)
+        if held < meta.size:
+            self.core.snapshot_progress(self.now, meta.index, held)
+            return
+        self._sink = None
+        self._background(lambda: self._finish_pull(meta, sink))
+
+    def _on_install(self, command: InstallSnapshot) -> None:
+        meta = command.meta
+        if meta.index <= self.machine.applied_index:
+            return
+        self._restore(meta)
+        self.counters.snapshots_installed += 1
+        self._last_cut = max(self._last_cut, meta.index)
+        self.storage.compact(meta.index)
+        self._settle_after_jump()
+        self._publish()
+
+    def _on_taken(self, command: ProposalsTaken) -> None:
+        if not self._outbox.taken(command.stream, command.expected):
+            self._restart_outbox()
+
+    def _on_refused(self, command: Refused) -> None:
+        if self.refusal != command.reason:
+            self.refusal = command.reason
+            _raft_log.warning("%s: refused by %s: %s", self.identity.name, command.by, command.reason)
+
+    def _on_halt(self, command: Halt) -> None:
+        self.fail(IdentityError(f"this member has stopped itself, going on would be unsafe: {command.reason}"))
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # The replicated state.
+
+    def _apply(self, batch: Batch) -> None:
+        machine, session = self.machine, self.numbering.session
+        if batch.kind != COMMANDS:
+            machine.skip(batch.last, batch.time)
+        else:
+            index, term, time = batch.first, batch.term, batch.time
+            for payload in batch.payloads():
+                outcome = machine.apply(index, term, time, payload)
+                if outcome is not None and outcome[0] == session:
+                    self._settle(outcome[1], outcome[2])
+                index += 1
+            self.counters.entries_applied += batch.count
+        if batch.last // self.options.snapshot_entries > self._last_cut // self.options.snapshot_entries:
+            self._cut(batch)
+
+    def _settle(self, sequence: int, reply: Any) -> None:
+        if sequence == 0:
+            if reply[0] == SESSION_ID_IN_USE:
+                self._renew_session()
+            return
+        if reply[0] == SESSION_ENDED:
+            # Not an answer for the caller: it had no effect, and `_renew_session` sends it again.
+            return
+        proposal = self.numbering.end(sequence)
+        if proposal is not None:
+            self._answers.append((proposal.done, reply))
+
+    def _settle_after_jump(self) -> None:
+        """A snapshot skipped entries that may have answered our proposals. The session's own table tells: it remembers
+        the reply to whatever it has done and we have not taken."""
+        session = self.numbering.session
+        lost = self._session_open and not self.machine.has_session(session)
+        for proposal in self.numbering.unanswered():
+            reply = self.machine.remembered_reply(session, proposal.sequence)
+            if reply is not None:
+                self._settle(proposal.sequence, reply)
+            elif lost and proposal.sent:
+                self.numbering.end(proposal.sequence)
+                self._answers.append((proposal.done, OutcomeUnknown(_SESSION_LOST, leader=self.core.leader)))
+
+    def _publish(self) -> None:
+        """After each step of the state: tell watches, and see to our session and to reads that waited for it."""
+        self.machine.take_session_events()
+        changes = self.machine.take_changes()
+        if changes:
+            self.watches.publish(changes)
+        is_open = self.machine.has_session(self.numbering.session)
+        if self._session_open and not is_open:
+            self._renew_session()
+        else:
+            self._session_open = is_open
+        self._release_reads()
+
+    def _release_reads(self) -> None:
+        while self._reads_ready and self._reads_ready[0][0] <= self.machine.applied_index:
+            _, reads = self._reads_ready.popleft()
+            self._answers += [(read.done, None) for read in reads]
+
+    def _renew_session(self) -> None:
+        """The group ended our session. Nothing sent in it can happen any more: whatever is unanswered was not done, or
+        we would have seen it applied. So it may go again, in a new one."""
+        self._session_open = False
+        self.numbering.renew(self._mint_session())
+        self._restart_outbox()
+
+    def _restart_outbox(self) -> None:
+        first = []
+        if not self._session_open:
+            ttl = int(self.options.session_ttl * NANOSECONDS)
+            opening = commands.open_session(self.numbering.session, self.identity.name, self._instance, ttl, True)
+            first.append(encode_entry(opening))
+        self._outbox_term = self.core.term
+        self._outbox.restart(first, self.numbering.unanswered())
+
+    def _mint_session(self) -> int:
+        return self._rng.getrandbits(64) or 1
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # What only the leader does.
+
+    def _lead(self) -> None:
+        """What falls due by time: the group's limits, keys and sessions that outlived their ttl."""
+        core, machine = self.core, self.machine
+        if not core.leads_surely or not core.accepting:
+            return
+        wanted = _limits(self.options)
+        if machine.limits != wanted and self._limits_proposed != core.term:
+            self._limits_proposed = core.term
+            self._propose(commands.set_limits(wanted, machine.limits_index))
+        due = machine.next_due()
+        if due is not None and due <= core.cluster_time():
+            self._propose(commands.tick())
+
+    def _housekeep(self) -> None:
+        """Once a heartbeat: what costs too much for every turn."""
+        self._housekeeping_due = self.now + self.options.heartbeat
+        for proposal in self.numbering.unanswered():
+            if self.now >= proposal.expires_at:
+                answer = WITHDRAWN if proposal.give_up() else EXPIRED
+                self.numbering.end(proposal.sequence)
+                self._answers.append((proposal.done, answer))
+        if self.core.leader is None:
+            self._outbox.prune()
+            self._reads = [read for read in self._reads if not read.abandoned]
+        elif self.core.leads_surely and self.core.accepting:
+            self._expire_sessions()
+
+    def _expire_sessions(self) -> None:
+        """End the sessions of members not heard from for a whole ttl, counted anew by every leader. Guarded by the
+        term: an old leader's entry does nothing."""
+        for session, (owner, ttl) in self.machine.session_ttls().items():
+            heard = max(self._led_since, self._heard.get(owner, 0.0))
+            if owner == self.identity.name or self.now - heard <= ttl / NANOSECONDS:
+                continue
+            if self._expiring.get(session) != self.core.term:
+                self._expiring[session] = self.core.term
+                self._propose(commands.expire_session(session, self.core.term))
+
+    def _propose(self, command: bytes) -> None:
+        self.core.propose(self.now, [encode_entry(command)])
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Snapshots.
+
+    def _cut(self, batch: Batch) -> None:
+        """At the first batch past each multiple of `snapshot_entries`: the same indexes on every member."""
+        self._last_cut = batch.last
+        if self._cutting:
+            return
+        self._cutting = True
+        cut = self.machine.cut()
+        membership_index, membership = self.core.history.at(batch.last)
+        meta = SnapshotMeta(
+            batch.last, batch.term, self.machine.time, membership, membership_index, 0, b"", self.machine.state_hash
+        )
+
+        def write() -> Callable[[], None]:
+            sink = self.storage.snapshot_writer(meta.index, meta.term)
+            try:
+                offset = 0
+                for chunk in cut.chunks():
+                    sink.write_at(offset, chunk)
+                    offset += len(chunk)
+                size, sha256 = sink.finish()
+                finished = replace(meta, size=size, sha256=sha256)
+                self.storage.save_snapshot(finished)
+            except OSError as error:
+                sink.abandon()
+                failed = error
+                return lambda: self._cut_done(None, str(failed))
+            return lambda: self._cut_done(finished, "")
+
+        self._background(write)
+
+    def _cut_done(self, meta: SnapshotMeta | None, problem: str) -> None:
+        self._cutting = False
+        if meta is None:
+            self.counters.snapshots_failed += 1
+            _wal_log.warning("%s: no snapshot: %s; the log keeps growing", self.identity.name, problem)
+            return
+        self.counters.snapshots_taken += 1
+        self.core.snapshot_taken(meta)
+        self.storage.compact(meta.index)
+
+    def _finish_pull(self, meta: SnapshotMeta, sink: SnapshotSink) -> Callable[[], None]:
+        try:
+            size, sha256 = sink.finish()
+            if (size, sha256) != (meta.size, meta.sha256):
+                sink.abandon()
+                return lambda: self._pull_failed(meta, "its bytes are not what was offered")
+            self.storage.save_snapshot(meta)
+        except OSError as error:
+            problem = str(error)
+            return lambda: self._pull_failed(meta, problem)
+        return lambda: self.core.snapshot_stored(self.now, meta)
+
+    def _pull_failed(self, meta: SnapshotMeta, problem: str) -> None:
+        self.counters.snapshots_failed += 1
+        _wal_log.warning("%s: snapshot %d not kept: %s", self.identity.name, meta.index, problem)
+        if self._sink is not None:
+            self._sink[1].abandon()
+            self._sink = None
+        self.core.snapshot_failed(self.now, meta.index)
+
+    def _restore(self, meta: SnapshotMeta) -> None:
+        def chunks() -> Any:
+            offset = 0
+            while offset < meta.size:
+                data = self.storage.read_snapshot(meta.index, offset, self.options.snapshot_chunk_bytes)
+                if not data:
+                    return
+                yield data
+                offset += len(data)
+
+        try:
+            self.machine.restore(chunks())
+        except (OSError, ValueError) as error:
+            raise StorageError(f"snapshot {meta.index} cannot be restored: {error}") from error
+        if self.machine.applied_index != meta.index or self.machine.state_hash != meta.state_hash:
+            raise StorageError(f"snapshot {meta.index} restores to index {self.machine.applied_index}, another state")
+
+    def _connect(self) -> None:
+        """Addresses given at start win over those in the log: who edits them wants them used."""
+        members = self.core.membership.members
+        self._set_peers(
+            {
+                name: self._addresses.get(name) or member.address
+                for name, member in members.items()
+                if name != self.identity.name
+            }
+        )
+
+
+def _settings(options: Options) -> Settings:
+    return Settings(
+        heartbeat=options.heartbeat,
+        election_timeout=options.election_timeout,
+        priority=options.priority,
+        lease_reads=options.lease_reads,
+        clock_drift=options.clock_drift,
+        disk_stall_timeout=options.disk_stall_timeout,
+        max_batch_bytes=options.max_batch_bytes,
+        max_append_bytes=options.max_append_bytes,
+        max_inflight_messages=options.max_inflight_messages,
+        max_inflight_bytes=options.max_inflight_bytes,
+        max_uncommitted_bytes=options.max_uncommitted_bytes,
+    )
+
+
+def _limits(options: Options) -> Limits:
+    return Limits(
+        value_bytes=options.max_value_bytes,
+        transaction_bytes=options.max_transaction_bytes,
+        state_bytes=options.max_state_bytes,
+        keys=options.max_keys,
+        sessions=options.max_sessions,
+    )
+
+
+_PERFORM: dict[type[Command], Callable[[Replica, Any], None]] = {
+    Send: Replica._on_send,
+    Persist: Replica._on_persist,
+    Apply: Replica._on_apply,
+    ReadOk: Replica._on_read_ok,
+    ReadFailed: Replica._on_read_failed,
+    RoleChange: Replica._on_role,
+    MembershipChange: Replica._on_membership,
+    SendSnapshot: Replica._on_send_snapshot,
+    StoreSnapshot: Replica._on_store_snapshot,
+    InstallSnapshot: Replica._on_install,
+    ProposalsTaken: Replica._on_taken,
+    Refused: Replica._on_refused,
+    Halt: Replica._on_halt,
+}
+
+__all__ = ["Background", "Membership", "Read", "Replica"]

@@ -1,0 +1,215 @@
+"""Watches: changes of the config map, told to whoever wants them, in order, without a gap.
+
+The loop's thread puts events into each watch and never waits for a reader. So what a watch holds is bounded: one event
+for each key when it conflates, a fixed number when it does not. A reader that falls behind a watch that does not
+conflate is told so (`Compacted`), never silently skipped.
+
+What must not live here: where changes come from (`coord.machine.history`), threads that run callbacks (`coord.loop`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from coord.clock import clock
+from coord.errors import Compacted, CoordError
+
+PUT, DELETE = "put", "delete"
+
+#: Events a watch that does not conflate holds for its reader.
+BACKLOG = 10_000
+
+
+@dataclass(slots=True, frozen=True)
+class Event:
+    """One key changed. `value` is None for a delete, and yours to keep."""
+
+    #: "put" or "delete".
+    kind: str
+    key: str
+    value: Any
+    #: The revision of the change; for what was there when the watch began, that of its last write.
+    revision: int
+
+
+class Change(Protocol):
+    """What the replicated state says of one change."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def revision(self) -> int: ...
+
+
+class Watch:
+    """An iterator of events, and a context manager; `close` ends it, also from another thread.
+
+    Without a callback, iterate: it blocks until there is an event, and stops after `close`, or after `timeout` seconds
+    without one. It raises `Compacted` when it does not conflate and fell too far behind, `ClosedError` when its member
+    was stopped. With a callback there is nothing to iterate: each event is passed to it, on a thread for callbacks.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        conflate: bool,
+        timeout: float | None,
+        decode: Callable[[Any], Event],
+        notify: Callable[[], None] | None,
+        on_close: Callable[[Watch], None],
+    ) -> None:
+        self.prefix = prefix
+        self._conflate = conflate
+        self._timeout = timeout
+        self._decode = decode
+        self._notify = notify
+        self._on_close = on_close
+        self._condition = threading.Condition()
+        self._latest: dict[str, Any] = {}
+        self._backlog: deque[Any] = deque()
+        self._error: CoordError | None = None
+        self._closed = False
+        self._first_revision = 0
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        change = self._wait()
+        if change is None:
+            raise StopIteration
+        return self._decode(change)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the watch. Idempotent; never blocks."""
+        with self._condition:
+            self._closed = True
+            self._latest.clear()
+            self._backlog.clear()
+            self._condition.notify_all()
+        self._on_close(self)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    # For the loop's side.
+
+    def begin_at(self, revision: int) -> None:
+        """Tell nothing older, even if it is still to happen."""
+        self._first_revision = revision
+
+    def put(self, changes: Iterable[Any], *, bounded: bool = True) -> None:
+        """Add changes, oldest first. Not `bounded`: what is there when the watch begins, however much."""
+        with self._condition:
+            if self._closed or self._error is not None:
+                return
+            for change in changes:
+                if change.revision < self._first_revision:
+                    continue
+                if self._conflate:
+                    # Moved to the end, so that revisions never fall.
+                    self._latest.pop(change.key, None)
+                    self._latest[change.key] = change
+                elif bounded and len(self._backlog) >= BACKLOG:
+                    self._error = Compacted(
+                        f"the watch of {self.prefix!r} fell more than {BACKLOG} events behind; read the present state, "
+                        "then watch from its revision",
+                        revision=change.revision,
+                    )
+                    break
+                else:
+                    self._backlog.append(change)
+            self._condition.notify()
+        if self._notify is not None:
+            self._notify()
+
+    def end(self, error: CoordError) -> None:
+        with self._condition:
+            self._error = self._error or error
+            self._condition.notify_all()
+        if self._notify is not None:
+            self._notify()
+
+    def take_ready(self) -> list[Event]:
+        """Everything there is now, for a callback. Raises what ended the watch, once nothing is left."""
+        events = []
+        while (change := self._next()) is not None:
+            events.append(self._decode(change))
+        if not events and self._error is not None and not self._closed:
+            raise self._error
+        return events
+
+    def _wait(self) -> Any:
+        limit = None if self._timeout is None else clock() + self._timeout
+        with self._condition:
+            while True:
+                change = self._next()
+                if change is not None:
+                    return change
+                if self._closed:
+                    return None
+                if self._error is not None:
+                    raise self._error
+                left = None if limit is None else limit - clock()
+                if left is not None and left <= 0:
+                    return None
+                self._condition.wait(left)
+
+    def _next(self) -> Any:
+        """The oldest change not yet read. Order of reading is order of revision."""
+        with self._condition:
+            if self._backlog:
+                return self._backlog.popleft()
+            if self._latest:
+                key = next(iter(self._latest))
+                return self._latest.pop(key)
+            return None
+
+
+class Watches:
+    """All watches of one member; touched by the loop's thread only, save for `discard`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: list[Watch] = []
+
+    def add(self, watch: Watch) -> None:
+        with self._lock:
+            if not watch.closed:
+                self._watches.append(watch)
+
+    def discard(self, watch: Watch) -> None:
+        with self._lock:
+            if watch in self._watches:
+                self._watches.remove(watch)
+
+    def publish(self, changes: list[Any]) -> None:
+        """Give each watch what falls under its prefix."""
+        for watch in tuple(self._watches):
+            prefix = watch.prefix
+            wanted = [change for change in changes if change.key.startswith(prefix)] if prefix else changes
+            if wanted:
+                watch.put(wanted)
+
+    def end(self, error: CoordError) -> None:
+        with self._lock:
+            watches, self._watches = self._watches, []
+        for watch in watches:
+            watch.end(error)
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+

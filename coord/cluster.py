@@ -13,9 +13,6 @@ from coord.errors import Unavailable
 if TYPE_CHECKING:
     from coord.coordinator import Coordinator, Member
 
-#: Seconds between two looks at a handing over in progress; it takes a few round trips.
-_LOOK_SECONDS = 0.005
-
 
 class Cluster:
     """The group, seen from one coordinator."""
@@ -43,7 +40,8 @@ class Cluster:
         problem = loop.call(lambda: replica.transfer(to), deadline - clock())
         if problem:
             raise Unavailable(
-                f"leadership was not handed over: {problem}; leader is {replica.core.leader}", leader=replica.core.leader
+                f"leadership was not handed over: {problem}; the leader is {replica.core.leader}",
+                leader=replica.core.leader,
             )
         failure = loop.when(replica.handed_over, deadline)
         if failure is None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from coord.machine import commands, replies
 from coord.machine.config_store import ConfigStore
 from coord.machine.records import Change, Record
 from coord.machine.values import Value, decode_value, encode_value
+from coord.replica import Replica
 from coord.watch import PUT, Event, Watch
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class Entry:
 
 
 class ConfigMap(MutableMapping[str, Any]):
-    """A replicated dict: str keys of 1 to 512 bytes; values None, bool, int, float, str, bytes, lists and dicts of them.
+    """A replicated dict: str keys; values None, bool, int, float, str, bytes, and lists and dicts of them.
 
     Plain reads are local: they never block, never go back in time, always see what this member wrote, and may lag the
     group by `age()` seconds. With `linearizable=True` a read first asks the quorum. Writes block until a majority of
@@ -91,7 +93,7 @@ class ConfigMap(MutableMapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
-    def get(  # type: ignore[override]
+    def get(
         self,
         key: str,
         default: Any = None,
@@ -103,8 +105,8 @@ class ConfigMap(MutableMapping[str, Any]):
     ) -> Any:
         """The value of `key`, or `default`.
 
-        Local unless told otherwise. `linearizable`: as new as any write that finished before this call began; may block,
-        Unavailable without a quorum. `max_age`: TooStale if the local copy may be older than so many seconds.
+        Local unless told otherwise. `linearizable`: as new as any write that finished before this call began; may
+        block, Unavailable without a quorum. `max_age`: TooStale if the local copy may be older than so many seconds.
         `min_revision`: wait until the local copy includes that revision; Unavailable if it does not in time.
         """
         encoded = self._store_as_of(linearizable, timeout, max_age, min_revision).value(key)
@@ -186,11 +188,13 @@ class ConfigMap(MutableMapping[str, Any]):
         """Delete `key`; True if it was there. With `revision`, only if it is at that one, else Conflict."""
         return bool(self._write(commands.delete, _delete_arguments(key, revision), timeout)[2])
 
-    def update(self, key: str, fn: Callable[[Any], Value], *, default: Any = None, timeout: float | None = None) -> Any:
+    def update(  # type: ignore[override]
+        self, key: str, fn: Callable[[Any], Value], *, default: Any = None, timeout: float | None = None
+    ) -> Any:
         """Set `key` to `fn(value)`, where `value` is what it holds (`default` if absent); returns the new value.
 
-        `fn` may be called more than once, when somebody else writes in between; it must have no other effect. Unavailable
-        if that goes on until the timeout.
+        `fn` may be called more than once, when somebody else writes in between; it must have no other effect.
+        Unavailable if that goes on until the timeout.
         """
         deadline = self._coordinator._deadline(timeout)
         pause = _UPDATE_PAUSE_SECONDS
@@ -244,8 +248,8 @@ class ConfigMap(MutableMapping[str, Any]):
     def put_async(
         self, key: str, value: Value, *, ephemeral: bool = False, ttl: float | None = None, timeout: float | None = None
     ) -> Future[int]:
-        """As `put`; returns at once, with a future of the revision. Calls of one thread take effect in order. Blocks only
-        while too many are under way."""
+        """As `put`; returns at once, with a future of the revision. Calls of one thread take effect in order. Blocks
+        only while too many are under way."""
         return self._write_async(commands.put, self._put_arguments(key, value, ephemeral, ttl), timeout, 1)
 
     def compare_and_set_async(
@@ -287,7 +291,6 @@ class ConfigMap(MutableMapping[str, Any]):
         each event, on a thread for callbacks, one at a time; an exception is logged and the watch goes on.
         """
         loop = self._coordinator._running_loop()
-        watches = loop.replica.watches
         if from_revision is not None and (type(from_revision) is not int or from_revision < 1):
             raise ValueError(f"from_revision={from_revision!r}: expected a revision, 1 or more")
         watch = Watch(
@@ -295,41 +298,11 @@ class ConfigMap(MutableMapping[str, Any]):
             conflate=conflate,
             timeout=timeout,
             decode=_event,
-            notify=None if callback is None else lambda: loop.dispatcher.run(deliver),
-            on_close=watches.discard,
+            notify=None if callback is None else lambda: loop.dispatcher.run(lambda: _deliver(watch, callback)),
+            on_close=loop.replica.watches.discard,
         )
-
-        def deliver() -> None:
-            assert callback is not None
-            try:
-                for event in watch.take_ready():
-                    try:
-                        callback(event)
-                    except Exception:
-                        _log.exception("the callback of the watch of %r raised; the watch goes on", prefix)
-            except CoordError as error:
-                _log.warning("the watch of %r has ended: %s", prefix, error)
-                watch.close()
-
-        def begin() -> None:
-            # On the loop's thread, so that nothing can change between what is there and what is told next.
-            machine = loop.replica.machine
-            if from_revision is not None:
-                watch.begin_at(from_revision)
-                changes = machine.changes_since(from_revision - 1)
-                if changes is None:
-                    raise Compacted(
-                        f"changes since revision {from_revision} are no longer kept, only those after "
-                        f"{machine.compacted}; read the present state, then watch from its revision",
-                        revision=machine.compacted,
-                    )
-                watch.put(change for change in changes if change.key.startswith(prefix))
-            elif initial:
-                records = machine.store.range(prefix)[1]
-                found = [Change(PUT, key, record, record.revision, False) for key, record in records]
-                watch.put(sorted(found, key=lambda change: change.revision), bounded=False)
-            watches.add(watch)
-
+        # On the loop's thread, so that nothing can change between what is there and what is told next.
+        begin = partial(_begin_watch, loop.replica, watch, from_revision, initial)
         loop.call(begin, self._coordinator.default_timeout)
         return watch
 
@@ -343,19 +316,22 @@ class ConfigMap(MutableMapping[str, Any]):
     def _store_as_of(
         self, linearizable: bool, timeout: float | None, max_age: float | None, min_revision: int | None
     ) -> ConfigStore:
+        deadline = self._coordinator._deadline(timeout)
         store = self._store()
         if linearizable:
-            self._coordinator._confirm_reads(timeout)
+            self._coordinator._confirm_reads(deadline - clock())
         if min_revision is not None:
             loop = self._coordinator._running_loop()
-            machine, deadline = loop.replica.machine, self._coordinator._deadline(timeout)
-            if not loop.when(lambda: machine.applied_index >= min_revision or None, deadline):
+            machine = loop.replica.machine
+            if machine.applied_index < min_revision and not loop.when(
+                lambda: machine.applied_index >= min_revision or None, deadline
+            ):
                 raise Unavailable(
                     f"revision {min_revision} had not arrived in time; the local copy is at {machine.applied_index}"
                 )
         if max_age is not None and (age := self.age()) > max_age:
             raise TooStale(f"the local copy may be {age:.3f} s old, more than max_age={max_age:g}; nothing was read")
-        return self._coordinator._running_loop().replica.machine.store
+        return store
 
     def _put_arguments(
         self, key: str, value: Value, ephemeral: bool, ttl: float | None
@@ -366,9 +342,11 @@ class ConfigMap(MutableMapping[str, Any]):
         encoded = encode_value(value, f'config["{key}"]')
         return key, encoded, bool(ephemeral), 0 if ttl is None else max(1, int(ttl * _NANOSECONDS))
 
-    def _write(self, maker: Callable[..., bytes], arguments: tuple[Any, ...], timeout: float | None) -> Any:
-        reply = self._coordinator._propose(maker, arguments, timeout)
-        return _checked(reply)
+    def _write(
+        self, maker: Callable[..., bytes], arguments: tuple[Any, ...], timeout: float | None
+    ) -> tuple[int, int, int]:
+        """(OK, revision, keys changed)."""
+        return _checked(self._coordinator._propose(maker, arguments, timeout))
 
     def _write_async(
         self, maker: Callable[..., bytes], arguments: tuple[Any, ...], timeout: float | None, position: int
@@ -440,6 +418,39 @@ class Transaction:
             raise RuntimeError("this transaction has been committed; begin another")
 
 
+def _begin_watch(replica: Replica, watch: Watch, from_revision: int | None, initial: bool) -> None:
+    """Tell what there is to tell already, and then all that comes."""
+    machine, prefix = replica.machine, watch.prefix
+    if from_revision is not None:
+        watch.begin_at(from_revision)
+        changes = machine.changes_since(from_revision - 1)
+        if changes is None:
+            raise Compacted(
+                f"changes since revision {from_revision} are no longer kept, only those after {machine.compacted}; "
+                "read the present state, then watch from its revision",
+                revision=machine.compacted,
+            )
+        watch.put([change for change in changes if change.key.startswith(prefix)])
+    elif initial:
+        records = machine.store.range(prefix)[1]
+        found = [Change(PUT, key, record, record.revision, False) for key, record in records]
+        watch.put(sorted(found, key=lambda change: change.revision), bounded=False)
+    replica.watches.add(watch)
+
+
+def _deliver(watch: Watch, callback: Callable[[Event], None]) -> None:
+    """Give a callback all that is there. On the thread for callbacks."""
+    try:
+        for event in watch.take_ready():
+            try:
+                callback(event)
+            except Exception:
+                _log.exception("the callback of the watch of %r raised; the watch goes on", watch.prefix)
+    except CoordError as error:
+        _log.warning("the watch of %r has ended: %s", watch.prefix, error)
+        watch.close()
+
+
 def _delete_arguments(key: str, revision: int | None) -> tuple[Any, ...]:
     commands.check_key(key)
     return (key,) if revision is None else (key, _check_revision(revision))
@@ -451,11 +462,11 @@ def _check_revision(revision: int) -> int:
     return revision
 
 
-def _checked(reply: Any) -> Any:
+def _checked(reply: Any) -> tuple[int, int, int]:
     """The machine's reply if it is good news, else the exception it means."""
     status = reply[0]
     if status == replies.OK:
-        return reply
+        return (status, reply[1], reply[2])
     if status == replies.CONFLICT:
         _, key, current = reply
         if current is None:
@@ -474,12 +485,9 @@ def _checked(reply: Any) -> Any:
 
 
 def _entry(key: str, record: Record) -> Entry:
-    return Entry(
-        key, decode_value(record.value), record.revision, record.created, record.version, record.session
-    )
+    return Entry(key, decode_value(record.value), record.revision, record.created, record.version, record.session)
 
 
 def _event(change: Change) -> Event:
     value = None if change.record is None else decode_value(change.record.value)
     return Event(change.kind, change.key, value, change.revision)
-

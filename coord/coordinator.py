@@ -195,7 +195,9 @@ class Coordinator:
         else:
             why = f"leader {leader!r} has not answered"
         if unsent:
-            return Unavailable(f"no answer within {seconds:g} s: {why}; it had no effect, and may be repeated", leader=leader)
+            return Unavailable(
+                f"no answer within {seconds:g} s: {why}; it had no effect, and may be repeated", leader=leader
+            )
         return OutcomeUnknown(
             f"no answer within {seconds:g} s: {why}; it may have happened or may not, so read before repeating it",
             leader=leader,

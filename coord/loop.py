@@ -96,9 +96,8 @@ class Loop:
         self.transport = transport
         self.dispatcher = Dispatcher(f"coord-callbacks-{name}")
         self.started_at = 0.0
-        #: Seconds by which the last turn that was due by time came late, and the worst so far.
+        #: Seconds by which the last turn came after it was due.
         self.lag = 0.0
-        self.lag_max = 0.0
         self._build = build
         self._replica: Replica | None = None
         self._proposals: deque[Proposal] = deque()
@@ -123,7 +122,7 @@ class Loop:
         self._thread.start()
         if not self._ready.wait(timeout):
             self.stop(0.0)
-            raise Unavailable(f"member {self.name!r} was not ready within {timeout:g} s: its disk is slow, or its log long")
+            raise Unavailable(f"member {self.name!r} was not ready within {timeout:g} s: a slow disk, or a long log")
         if self._problem is not None:
             self._thread.join()
             raise self._problem
@@ -157,8 +156,15 @@ class Loop:
         `done` and `expires_at`."""
         self.check()
         replica = self.replica
+        options = replica.options
         proposal = replica.numbering.begin(
-            maker, arguments, done, most=replica.options.max_pending, patience=patience, expires_at=expires_at
+            maker,
+            arguments,
+            done,
+            most=options.max_pending,
+            max_bytes=options.max_batch_bytes,
+            patience=patience,
+            expires_at=expires_at,
         )
         if proposal is not None:
             self._proposals.append(proposal)
@@ -285,11 +291,11 @@ class Loop:
             return
         now = clock()
         transport.poll(min(max(0.0, due - now), longest))
-        self.lag = max(0.0, clock() - max(due, now))
-        if self.lag > self.lag_max:
-            self.lag_max = self.lag
-            if self.lag > _LATE_SECONDS:
-                _log.warning("%s: woke %.2f s late; the host keeps its interpreter or processor busy", self.name, self.lag)
+        self.lag = lag = max(0.0, clock() - max(due, now))
+        if lag > 0.0:
+            replica.counters.late(lag)
+        if lag > _LATE_SECONDS:
+            _log.warning("%s: woke %.2f s late; the host keeps its interpreter or processor busy", self.name, lag)
 
     def _look(self) -> None:
         """Tell those whose condition has come true."""

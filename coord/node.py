@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from coord.cluster import Cluster
 from coord.config_map import ConfigMap
 from coord.coordinator import Coordinator, Member, Status
 from coord.errors import ConfigurationError
+from coord.events import Counters
 from coord.loop import Loop
 from coord.options import Options
 from coord.raft.roles import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
@@ -64,6 +65,7 @@ class Node(Coordinator):
         data_dir: str | os.PathLike[str] | None = None,
         group: str = "coord",
         options: Options | None = None,
+        keys: None = None,
         registry: CollectorRegistry | _Unset | None = GLOBAL_REGISTRY,
         insecure: bool = False,
     ) -> None:
@@ -76,6 +78,7 @@ class Node(Coordinator):
         data_dir: directory for log and snapshots, this member's alone; None: volatile.
         group: name of the group; members of different groups never mix.
         options: see `coord.Options`.
+        keys: encryption and authentication; not yet there, so only None.
         registry: a prometheus_client registry; None: no metrics.
         insecure: allow to listen beyond this machine without encryption or authentication.
         """
@@ -90,8 +93,10 @@ class Node(Coordinator):
         self._data_dir = os.fspath(data_dir) if data_dir is not None else None
         self._registry = registry
         self._addresses = _check_members(name, bind, advertise, peers, group)
+        if keys is not None:
+            raise ConfigurationError("keys: not supported by this version; listen on 127.0.0.1 or ipc:// instead")
         _check_exposure(bind, insecure)
-        self._stopped = False
+        self._unexpose: Callable[[], None] = _nothing
 
     # -- life
 
@@ -123,7 +128,7 @@ class Node(Coordinator):
             raise
         if len(self._addresses) == 1:
             loop.when(lambda: loop.replica.session_open or None, clock() + timeout)
-        self._expose()
+        self._expose(loop)
         return self
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -132,6 +137,7 @@ class Node(Coordinator):
         if os.getpid() != self._pid or self._loop is None:
             return
         self._unexpose()
+        self._unexpose = _nothing
         self._loop.stop(timeout)
 
     def __enter__(self) -> Node:
@@ -152,10 +158,10 @@ class Node(Coordinator):
     def status(self) -> Status:
         loop = self._running_loop()
         loop.check()
-        status: Status = loop.call(lambda: self._status(loop), self.default_timeout)
+        status: Status = loop.call(lambda: self._status(loop, loop.replica.machine.state_hash), self.default_timeout)
         return status
 
-    def _status(self, loop: Loop) -> Status:
+    def _status(self, loop: Loop, state_hash: int) -> Status:
         replica = loop.replica
         core, identity = replica.core, replica.identity
         return Status(
@@ -169,7 +175,7 @@ class Node(Coordinator):
             applied_index=replica.machine.applied_index,
             last_index=core.log.last_index,
             first_index=core.log.first_index,
-            state_hash=f"{replica.machine.state_hash:016x}",
+            state_hash=f"{state_hash:016x}",
             members=tuple(self._member(replica, name) for name in core.membership.members),
             quorum_ok=replica.quorum_ok(),
             loop_lag=loop.lag,
@@ -222,9 +228,7 @@ class Node(Coordinator):
             identity = Identity(self.name, _mint(), self._fingerprint)
             keep: Callable[[int], None] = _forget
         else:
-            storage = DiskStorage(
-                directory, mint=_mint, fsync=options.fsync, segment_bytes=options.wal_segment_bytes
-            )
+            storage = DiskStorage(directory, mint=_mint, fsync=options.fsync, segment_bytes=options.wal_segment_bytes)
             storage.on_progress(loop.transport.wake)
             identity = Identity(self.name, directory.incarnation, self._fingerprint, directory.group_number)
             keep = directory.set_group_number
@@ -245,11 +249,38 @@ class Node(Coordinator):
             storage.close()
             raise
 
-    def _expose(self) -> None:
-        """Register with Prometheus, if wanted."""
+    def _expose(self, loop: Loop) -> None:
+        """Register with Prometheus, if wanted. Imported only here: who wants no metrics does not pay for them."""
+        if self._registry is None:
+            return
+        from coord.metrics import collector
 
-    def _unexpose(self) -> None:
-        """Take the metrics back."""
+        registry = collector.GLOBAL if isinstance(self._registry, _Unset) else self._registry
+        source = _Source(self, loop)
+        collector.register(source, registry)
+        self._unexpose = lambda: collector.unregister(source, registry)
+
+
+class _Source:
+    """A node as the metrics see it. Answers at once whatever the loop is doing: it reads what the loop last wrote, so
+    two figures of one scrape may be a moment apart."""
+
+    def __init__(self, node: Node, loop: Loop) -> None:
+        self._node = node
+        self._loop = loop
+        self.name = node.name
+        self.group = node.group
+
+    @property
+    def counters(self) -> Counters:
+        return self._loop.replica.counters
+
+    def status(self) -> Status:
+        return self._node._status(self._loop, 0)
+
+
+def _nothing() -> None:
+    """Not registered, so nothing to take back."""
 
 
 def _mint() -> int:
@@ -276,15 +307,14 @@ def _check_members(
     if not peers:
         return {own: advertise or bind or ""}
     if name is None:
-        raise ConfigurationError(f"name is missing: say which of the peers {', '.join(map(repr, peers))} this member is")
+        raise ConfigurationError(f"name is missing: say which of the peers {_list(peers)} this member is")
     for peer, address in peers.items():
         if not isinstance(peer, str) or not is_name(peer):
-            raise ConfigurationError(f"peers: {peer!r} is no member's name; use 1 to 63 visible ASCII characters, no space")
+            raise ConfigurationError(f"peers: {peer!r} is no member's name; use 1 to 63 visible ASCII characters")
         parse_peer(address, f"peers[{peer!r}]")
     if own not in peers:
         raise ConfigurationError(
-            f"peers does not name this member, {own!r}; it names {', '.join(map(repr, peers))}: give all members, this one "
-            "included"
+            f"peers does not name this member, {own!r}; it names {_list(peers)}: give all members, this one included"
         )
     if len(set(peers.values())) != len(peers):
         twice = sorted({address for address in peers.values() if list(peers.values()).count(address) > 1})
@@ -293,10 +323,14 @@ def _check_members(
         raise ConfigurationError(f"bind is missing: the other members must reach this one; try bind={peers[own]!r}")
     if len(peers) % 2 == 0:
         raise ConfigurationError(
-            f"peers names {len(peers)} members; an even number survives no more failures than {len(peers) - 1} and needs a "
-            "larger majority: use an odd number"
+            f"peers names {len(peers)} members: an even number survives no more failures than {len(peers) - 1}, and "
+            "needs a larger majority; use an odd number"
         )
     return {**peers, own: advertise or peers[own]}
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _check_exposure(bind: str | None, insecure: bool) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from coord.errors import QuotaExceeded
 from coord.machine.commands import WINDOW
 from coord.raft.batch import encode_entry
 
@@ -120,11 +121,12 @@ class Numbering:
         done: Callable[[Any], None],
         *,
         most: int,
+        max_bytes: int,
         patience: float,
         expires_at: float,
     ) -> Proposal | None:
         """A new proposal, encoded. When `most` are open, or the session's window is used up, it waits for room, at most
-        `patience` seconds; then None."""
+        `patience` seconds; then None. QuotaExceeded when it takes more than `max_bytes`."""
         with self._lock:
             if not self._has_room(most):
                 self._waiting_for_room += 1
@@ -140,6 +142,11 @@ class Numbering:
             session, low_water = self.session, self._low_water
         try:
             proposal.encode(session, low_water)
+            if len(proposal.entry) > max_bytes:
+                raise QuotaExceeded(
+                    f"the write takes {len(proposal.entry)} bytes, more than max_batch_bytes={max_bytes}; nothing was "
+                    "sent; write less at once"
+                )
         except BaseException:
             self.end(sequence)
             raise

@@ -14,7 +14,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from coord.errors import CoordError, IdentityError, OutcomeUnknown, StorageError
@@ -27,7 +26,7 @@ from coord.options import Options
 from coord.proposals import EXPIRED, WITHDRAWN, Numbering, Outbox, Proposal
 from coord.raft.batch import COMMANDS, Batch, encode_entry
 from coord.raft.core import Core, Start
-from coord.raft.membership import Membership, membership_of
+from coord.raft.membership import membership_of
 from coord.raft.messages import (
     Apply,
     Command,
@@ -45,19 +44,18 @@ from coord.raft.messages import (
     Send,
     SendSnapshot,
     SnapshotChunk,
-    SnapshotMeta,
     StoreSnapshot,
 )
 from coord.raft.roles import LEADER
 from coord.raft.settings import Settings
-from coord.storage.base import SnapshotSink, Storage
+from coord.snapshots import Background, Snapshots
+from coord.storage.base import Storage
 from coord.transports.base import GONE, PeerEvent
 from coord.watch import Watches
 from coord.wire import BadFrame, Identity, decode, encode
 
 _raft_log = logging.getLogger("coord.raft")
 _net_log = logging.getLogger("coord.net")
-_wal_log = logging.getLogger("coord.wal")
 
 NANOSECONDS = 1_000_000_000
 
@@ -65,9 +63,6 @@ _SESSION_LOST = (
     "this member fell far behind and its session ended meanwhile, so whether the write happened is not known; "
     "read before repeating it"
 )
-
-#: Runs the first on some other thread, or at once; later, on the loop's thread, calls what that returned.
-Background = Callable[[Callable[[], Callable[[], None]]], None]
 
 
 class Read:
@@ -111,15 +106,15 @@ class Replica:
         self._send_frame = send
         self._set_peers = set_peers
         self._keep_group_number = keep_group_number
-        self._background = background
         self._rng = rng
 
         recovered = storage.recover()
         membership = membership_of(addresses)
         snapshot = recovered.snapshot
         self.machine = Machine(Limits())
+        self.snapshots = Snapshots(identity.name, options, storage, self.machine, self.counters, background)
         if snapshot is not None:
-            self._restore(snapshot)
+            self.snapshots.restore(snapshot)
         self.core = Core(
             identity.name,
             identity.incarnation,
@@ -136,9 +131,7 @@ class Replica:
             ),
             now,
         )
-        self._last_cut = snapshot.index if snapshot else 0
-        self._cutting = False
-        self._sink: tuple[SnapshotMeta, SnapshotSink] | None = None
+        self.snapshots.attach(self.core)
         self._durable = 0
 
         self.numbering = Numbering(self._mint_session())
@@ -205,7 +198,13 @@ class Replica:
         """End this member's session at once rather than by its ttl. The next `turn` acts on it."""
         if self._session_open and self.core.leader is not None:
             proposal = self.numbering.begin(
-                commands.close_session, (), lambda reply: None, most=1 << 30, patience=0.0, expires_at=float("inf")
+                commands.close_session,
+                (),
+                lambda reply: None,
+                most=1 << 30,
+                max_bytes=self.options.max_batch_bytes,
+                patience=0.0,
+                expires_at=float("inf"),
             )
             if proposal is not None:
                 self._outbox.add(proposal)
@@ -404,40 +403,22 @@ class Replica:
                 self.fail(StorageError(f"the member's identity could not be written: {error}"))
 
     def _on_send_snapshot(self, command: SendSnapshot) -> None:
-        try:
-            data = self.storage.read_snapshot(command.index, command.offset, self.options.snapshot_chunk_bytes)
-        except OSError as error:
-            _wal_log.warning("%s: snapshot %d cannot be read: %s", self.identity.name, command.index, error)
-            return
+        data = self.snapshots.read(command.index, command.offset)
         if data:
             self._send(command.to, SnapshotChunk(self.core.term, command.index, command.offset, data))
 
     def _on_store_snapshot(self, command: StoreSnapshot) -> None:
-        meta = command.meta
-        try:
-            if command.offset == 0:
-                self._sink = (meta, self.storage.snapshot_writer(meta.index, meta.term))
-            assert self._sink is not None and self._sink[0] == meta
-            sink = self._sink[1]
-            sink.write_at(command.offset, command.data)
-        except OSError as error:
-            self._pull_failed(meta, str(error))
-            return
-        held = command.offset + len(command.data)
-        if held < meta.size:
-            self.core.snapshot_progress(self.now, meta.index, held)
-            return
-        self._sink = None
-        self._background(lambda: self._finish_pull(meta, sink))
+        self.snapshots.store(command)
 
     def _on_install(self, command: InstallSnapshot) -> None:
         meta = command.meta
         if meta.index <= self.machine.applied_index:
             return
-        self._restore(meta)
-        self.counters.snapshots_installed += 1
-        self._last_cut = max(self._last_cut, meta.index)
-        self.storage.compact(meta.index)
+        try:
+            self.snapshots.restore(meta)
+        except StorageError as error:
+            self.fail(error)
+            return
         self._settle_after_jump()
         self._publish()
 
@@ -468,8 +449,7 @@ class Replica:
                     self._settle(outcome[1], outcome[2])
                 index += 1
             self.counters.entries_applied += batch.count
-        if batch.last // self.options.snapshot_entries > self._last_cut // self.options.snapshot_entries:
-            self._cut(batch)
+        self.snapshots.applied(batch)
 
     def _settle(self, sequence: int, reply: Any) -> None:
         if sequence == 0:
@@ -577,86 +557,6 @@ class Replica:
     def _propose(self, command: bytes) -> None:
         self.core.propose(self.now, [encode_entry(command)])
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # Snapshots.
-
-    def _cut(self, batch: Batch) -> None:
-        """At the first batch past each multiple of `snapshot_entries`: the same indexes on every member."""
-        self._last_cut = batch.last
-        if self._cutting:
-            return
-        self._cutting = True
-        cut = self.machine.cut()
-        membership_index, membership = self.core.history.at(batch.last)
-        meta = SnapshotMeta(
-            batch.last, batch.term, self.machine.time, membership, membership_index, 0, b"", self.machine.state_hash
-        )
-
-        def write() -> Callable[[], None]:
-            sink = self.storage.snapshot_writer(meta.index, meta.term)
-            try:
-                offset = 0
-                for chunk in cut.chunks():
-                    sink.write_at(offset, chunk)
-                    offset += len(chunk)
-                size, sha256 = sink.finish()
-                finished = replace(meta, size=size, sha256=sha256)
-                self.storage.save_snapshot(finished)
-            except OSError as error:
-                sink.abandon()
-                failed = error
-                return lambda: self._cut_done(None, str(failed))
-            return lambda: self._cut_done(finished, "")
-
-        self._background(write)
-
-    def _cut_done(self, meta: SnapshotMeta | None, problem: str) -> None:
-        self._cutting = False
-        if meta is None:
-            self.counters.snapshots_failed += 1
-            _wal_log.warning("%s: no snapshot: %s; the log keeps growing", self.identity.name, problem)
-            return
-        self.counters.snapshots_taken += 1
-        self.core.snapshot_taken(meta)
-        self.storage.compact(meta.index)
-
-    def _finish_pull(self, meta: SnapshotMeta, sink: SnapshotSink) -> Callable[[], None]:
-        try:
-            size, sha256 = sink.finish()
-            if (size, sha256) != (meta.size, meta.sha256):
-                sink.abandon()
-                return lambda: self._pull_failed(meta, "its bytes are not what was offered")
-            self.storage.save_snapshot(meta)
-        except OSError as error:
-            problem = str(error)
-            return lambda: self._pull_failed(meta, problem)
-        return lambda: self.core.snapshot_stored(self.now, meta)
-
-    def _pull_failed(self, meta: SnapshotMeta, problem: str) -> None:
-        self.counters.snapshots_failed += 1
-        _wal_log.warning("%s: snapshot %d not kept: %s", self.identity.name, meta.index, problem)
-        if self._sink is not None:
-            self._sink[1].abandon()
-            self._sink = None
-        self.core.snapshot_failed(self.now, meta.index)
-
-    def _restore(self, meta: SnapshotMeta) -> None:
-        def chunks() -> Any:
-            offset = 0
-            while offset < meta.size:
-                data = self.storage.read_snapshot(meta.index, offset, self.options.snapshot_chunk_bytes)
-                if not data:
-                    return
-                yield data
-                offset += len(data)
-
-        try:
-            self.machine.restore(chunks())
-        except (OSError, ValueError) as error:
-            raise StorageError(f"snapshot {meta.index} cannot be restored: {error}") from error
-        if self.machine.applied_index != meta.index or self.machine.state_hash != meta.state_hash:
-            raise StorageError(f"snapshot {meta.index} restores to index {self.machine.applied_index}, another state")
-
     def _connect(self) -> None:
         """Addresses given at start win over those in the log: who edits them wants them used."""
         members = self.core.membership.members
@@ -710,5 +610,3 @@ _PERFORM: dict[type[Command], Callable[[Replica, Any], None]] = {
     Refused: Replica._on_refused,
     Halt: Replica._on_halt,
 }
-
-__all__ = ["Background", "Membership", "Read", "Replica"]

@@ -211,5 +211,3 @@ class Watches:
 
     def __len__(self) -> int:
         return len(self._watches)
-
-

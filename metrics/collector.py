@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from coord.events import BOUNDS, Counters, Durations
+
+#: The registry an app that already serves prometheus_client's metrics shows.
+GLOBAL = REGISTRY
 
 logger = logging.getLogger("coord.metrics")
 

@@ -206,7 +206,8 @@ def _check_sender(command: Command, length: int) -> None:
     if not (
         type(session) is type(sequence) is type(low_water) is int
         and 0 < session <= UNSIGNED_MAX
-        and 0 <= low_water < sequence <= low_water + WINDOW <= SIGNED_MAX
+        and 0 <= low_water < sequence <= SIGNED_MAX
+        and sequence - low_water <= WINDOW
     ):
         raise BadCommand("bad session, sequence or low water")
 

@@ -97,7 +97,9 @@ def _find_problem_in_dict(value: object, depth: int) -> tuple[str, list[str]] | 
     for key, item in value.items():
         if type(key) is not str:
             return f"dict with a key of type {type(key).__name__}; use str keys", []
-        found = _find_surrogate(key) or _find_problem(item, depth + 1)
+        if _find_surrogate(key) is not None:
+            return f"dict with a key that has a lone surrogate, {_quoted(key)}; use one without", []
+        found = _find_problem(item, depth + 1)
         if found is not None:
             found[1].append(f"[{_quoted(key)}]")
             return found

@@ -139,7 +139,9 @@ def on_propose(core: Core, sender: str, message: Propose) -> None:
         expected = 0
     if message.number <= expected < message.number + len(message.entries):
         fresh = message.entries[expected - message.number :]
-        if core.propose(core.now, fresh):
+        # No honest member sends an entry too large for a batch; taken in, it could be sent to nobody, for ever.
+        fitting = [entry for entry in fresh if len(entry) <= core.settings.max_batch_bytes]
+        if not fitting or core.propose(core.now, fitting):
             expected += len(fresh)
     core.proposed[sender] = (message.stream, expected)
     core.send(sender, ProposeResponse(core.term, message.stream, expected, core.accepting))

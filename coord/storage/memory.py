@@ -189,17 +189,13 @@ class MemoryDisk:
 
     def sync(self, handle: int) -> None:
         file = self._opened(handle)
-        mine: list[_Write | _Resize] = []
-        rest: list[_Change] = []
-        for change in self._pending:
-            if not isinstance(change, _Rename) and change.file is file:
-                mine.append(change)
-            else:
-                rest.append(change)
-        self._pending = rest
-        self._begin("sync")
-        for done in mine:
-            done.apply(file)
+        try:
+            self._begin("sync")
+        except OSError:
+            self._take_pending(file)
+            raise
+        for change in self._take_pending(file):
+            change.apply(file)
 
     def close(self, handle: int) -> None:
         self._begin("close")
@@ -342,6 +338,17 @@ class MemoryDisk:
         _put(file.data, offset, data)
         file.size = max(file.size, offset + len(data))
         self._pending.append(_Write(file, offset, data))
+
+    def _take_pending(self, file: _File) -> list[_Write | _Resize]:
+        mine: list[_Write | _Resize] = []
+        rest: list[_Change] = []
+        for change in self._pending:
+            if not isinstance(change, _Rename) and change.file is file:
+                mine.append(change)
+            else:
+                rest.append(change)
+        self._pending = rest
+        return mine
 
     def _change_names(self, directory: str, entries: dict[str, _File | None]) -> None:
         change = _Rename(directory, entries)

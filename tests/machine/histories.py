@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from coord.machine import commands
 from coord.machine.limits import Limits
 
 KEYS = ["a", "b", "c/1", "c/2", "c/3", "d", "é", "\U0001f40d/x", "k" * 40]
 OWNERS = ["a", "b", "client"]
-SMALL = Limits(value_bytes=64, transaction_bytes=120, state_bytes=3000, keys=7, sessions=2)
+SMALL = Limits(value_bytes=64, transaction_bytes=120, state_bytes=1400, keys=4, sessions=2)
 WIDE = Limits(value_bytes=1 << 20, transaction_bytes=2 << 20, state_bytes=1 << 30, keys=1000, sessions=100)
 
 
@@ -20,7 +21,8 @@ def limits_as_dict(limits: Limits) -> dict[str, int]:
     return dict(zip(names, limits.row(), strict=True))
 
 
-class Entry(NamedTuple):
+@dataclass(slots=True, frozen=True)
+class Entry:
     index: int
     term: int
     time: int
@@ -107,7 +109,9 @@ class Historian:
     def transaction(self) -> tuple[bytes, tuple[Any, ...]]:
         rng = self.rng
         sender = self.sender(self.session())
-        compares = [(rng.choice(KEYS), rng.choice([0, 0, rng.choice(self.revisions)])) for _ in range(rng.choice([0, 0, 1, 2]))]
+        compares = [
+            (rng.choice(KEYS), rng.choice([0, 0, rng.choice(self.revisions)])) for _ in range(rng.choice([0, 0, 1, 2]))
+        ]
         operations: list[tuple[Any, ...]] = []
         for key in rng.sample(KEYS, rng.choice([0, 1, 2, 4])):
             put = ("put", key, *self.put_fields()[1:])
@@ -154,4 +158,6 @@ class Historian:
         return rng.choice(KEYS), value, rng.random() < 0.3, rng.choice([0, 0, 1, 20, 100])
 
     def expected(self) -> int:
-        return self.rng.choice([commands.ANY, commands.ANY, commands.ANY, commands.ABSENT, self.rng.choice(self.revisions)])
+        return self.rng.choice(
+            [commands.ANY, commands.ANY, commands.ANY, commands.ABSENT, self.rng.choice(self.revisions)]
+        )

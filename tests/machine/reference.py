@@ -1,7 +1,7 @@
 """A second opinion on the replicated state: the same rules, written a second time, with plain dicts and lists.
 
-Slow and literal on purpose. It takes commands as tuples of (name, field, ...), never bytes, and shares no code with what
-it judges; only the numbers of the replies are the same.
+Slow and literal on purpose. It takes commands as tuples of (name, field, ...), never bytes, and shares no code with
+what it judges; only the numbers of the replies are the same.
 """
 
 from __future__ import annotations
@@ -157,7 +157,10 @@ class Reference:
             }
             changed.append((self.index, key, value))
         if any(op[0] == "put" for op in operations):
-            if sum(len(key.encode()) + len(r["value"]) + OVERHEAD for key, r in wanted.items()) > self.limits["state_bytes"]:
+            if (
+                sum(len(key.encode()) + len(r["value"]) + OVERHEAD for key, r in wanted.items())
+                > self.limits["state_bytes"]
+            ):
                 return (QUOTA, "state_bytes", self.limits["state_bytes"])
             if len(wanted) > self.limits["keys"]:
                 return (QUOTA, "keys", self.limits["keys"])

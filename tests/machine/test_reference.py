@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machine.histories import SMALL, WIDE, Historian, limits_as_dict
-from machine.reference import Reference
 
 from coord.machine.limits import Limits
 from coord.machine.machine import Machine
 from coord.machine.snapshot import read_state
+from machine.histories import SMALL, WIDE, Historian, limits_as_dict
+from machine.reference import Reference
 
 ROOT = Path(__file__).parents[2]
 SEEDS = range(60)
@@ -137,7 +137,9 @@ def digest_of_runs() -> str:
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "random"])
 def test_trap_52_nothing_depends_on_the_hash_seed(hash_seed: str) -> None:
-    script = "import sys; sys.path[:0] = sys.argv[1:]; from machine.test_reference import digest_of_runs as d; print(d())"
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from machine.test_reference import digest_of_runs as d; print(d())"
+    )
     found = subprocess.run(
         [sys.executable, "-c", script, str(ROOT), str(ROOT / "tests")],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -174,3 +176,18 @@ def test_trap_52_a_difference_anywhere_shows_in_the_state_hash() -> None:
     state.sessions.remember_ended(5, 1)
     hashes.add(state.digest())
     assert len(hashes) == 10
+
+
+def test_the_histories_reach_every_reply_and_end() -> None:
+    """A random test that never gets anywhere proves nothing."""
+    seen: set[Any] = set()
+    for seed in SEEDS:
+        machine = Machine(SMALL if seed % 2 else WIDE)
+        for entry in Historian(random.Random(seed)).entries(400):
+            outcome = machine.apply(entry.index, entry.term, entry.time, entry.payload)
+            if outcome is not None:
+                seen.add(outcome[2][1] if outcome[2][0] == 6 else outcome[2][0])
+            seen.update(event for _, event in machine.take_session_events())
+    events = {"opened", "closed", "expired", "superseded"}
+    quotas = {"value_bytes", "transaction_bytes", "state_bytes", "keys", "sessions"}
+    assert seen >= {0, 2, 3, 4, 5, 7, 8} | events | quotas

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cluster import Member, incarnation_of, roles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster import Member, incarnation_of, roles
 from coord.raft.batch import COMMANDS, MEMBERSHIP, NOOP, Batch, encode_entry, make_batch
 from coord.raft.core import Core
 from coord.raft.membership import MemberRecord, Membership, membership_of
@@ -52,7 +52,9 @@ payloads = st.lists(st.binary(max_size=3).map(encode_entry), min_size=1, max_siz
 @st.composite
 def memberships(draw: st.DrawFn) -> Membership:
     names = draw(st.lists(st.sampled_from("abcd"), unique=True))
-    return Membership({name: MemberRecord("ipc://x", draw(numbers), draw(flags)) for name in sorted(names)}, draw(numbers))
+    return Membership(
+        {name: MemberRecord("ipc://x", draw(numbers), draw(flags)) for name in sorted(names)}, draw(numbers)
+    )
 
 
 @st.composite
@@ -210,7 +212,10 @@ class Forger:
         rng = self.rng
         names = [name for name in "abcd" if rng.random() < 0.8]
         return Membership(
-            {name: MemberRecord("ipc://x", rng.randrange(2) * incarnation_of(name), rng.random() < 0.8) for name in names},
+            {
+                name: MemberRecord("ipc://x", rng.randrange(2) * incarnation_of(name), rng.random() < 0.8)
+                for name in names
+            },
             rng.randrange(3),
         )
 
@@ -271,7 +276,18 @@ class Forger:
         return rng.choice(makers)()
 
 
-EVENTS = ["time out", "heartbeat", "long wait", "propose", "read", "transfer", "peer gone", "sync", "hold disk", "snapshot"]
+EVENTS = [
+    "time out",
+    "heartbeat",
+    "long wait",
+    "propose",
+    "read",
+    "transfer",
+    "peer gone",
+    "sync",
+    "hold disk",
+    "snapshot",
+]
 
 
 def forge(seed: int) -> Member:

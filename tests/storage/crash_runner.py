@@ -37,8 +37,9 @@ class ModelState:
         return ModelState(persist.hard_state or self.hard_state, base, (*batches, *persist.batches))
 
     def term_at(self, index: int) -> int | None:
-        found = {index: kept.term for kept in self.batches if kept.first <= index <= kept.last}
-        return dict([self.base, *found.items()]).get(index)
+        if index == self.base[0]:
+            return self.base[1]
+        return next((kept.term for kept in self.batches if kept.first <= index <= kept.last), None)
 
     def log_after(self, snapshot: tuple[int, int]) -> list[Batch] | None:
         """The batches a recovery with this snapshot must return; None: this state cannot be met with it."""
@@ -184,7 +185,9 @@ class CrashRunner:
         storage = open_storage(disk)
         again = storage.recover()
         assert same(recovered, again)
-        last = recovered.batches[-1].last if recovered.batches else recovered.snapshot.index if recovered.snapshot else 0
+        last = (
+            recovered.batches[-1].last if recovered.batches else recovered.snapshot.index if recovered.snapshot else 0
+        )
         term = max(recovered.hard_state.term, recovered.snapshot.term if recovered.snapshot else 0) + 1
         more = batch(last + 1, term)
         put(storage, Persist(1, hard_state=HardState(term, "a"), batches=[more]))
@@ -275,5 +278,3 @@ def same(one: Recovered, other: Recovered) -> bool:
         other.commit,
         other.damage,
     )
-
-

@@ -86,7 +86,7 @@ def test_write_alone_promises_nothing() -> None:
 def test_a_group_costs_one_write_and_one_sync() -> None:
     disk, storage = fresh_storage(segment_bytes=100_000)
     before = dict(disk.calls)
-    put(storage, *(appended(1 + at, 1 + at, 1, count=5) for at in range(20)))
+    put(storage, *(appended(1 + at, 1 + 5 * at, 1, count=5) for at in range(20)))
     assert storage.durable() == 20
     assert {kind: disk.calls[kind] - before[kind] for kind in before if disk.calls[kind] != before[kind]} == {
         "write": 1,
@@ -335,19 +335,21 @@ def test_exchanged_segments_are_damage() -> None:
 @pytest.mark.parametrize("kind", ["create", "write", "sync", "rename", "unlink", "sync_directory"])
 def test_an_error_at_every_call_is_terminal_and_loses_nothing(kind: str, error: int) -> None:
     failed = 0
-    for nth in range(1, 60):
+    for nth in range(1, 200):
         disk, storage = fresh_storage()
+        target = disk.calls[kind] + nth
         disk.fail(kind, nth, error)
         acknowledged = run_until_failure(storage)
-        if storage.failure is None:
+        if disk.calls[kind] < target:
             break
-        failed += 1
-        assert storage.failure.errno == error
-        calls = dict(disk.calls)
-        put(storage, voted(1000, 1000, "x"))
-        storage.compact(25)
-        assert storage.durable() == acknowledged
-        assert all(disk.calls[kind] == calls[kind] for kind in ("create", "write", "sync", "rename", "unlink"))
+        if storage.failure is not None:
+            failed += 1
+            assert storage.failure.errno == error
+            calls = dict(disk.calls)
+            put(storage, voted(1000, 1000, "x"))
+            storage.compact(25)
+            assert storage.durable() == acknowledged
+            assert disk.calls == calls
         storage.close()
         for survivor in disk.crash_states():
             recovered = open_storage(survivor).recover()
@@ -356,7 +358,8 @@ def test_an_error_at_every_call_is_terminal_and_loses_nothing(kind: str, error: 
             assert last >= acknowledged or (recovered.snapshot and recovered.snapshot.index >= acknowledged)
     else:
         pytest.fail("the workload never ran to its end")
-    assert failed > 2 or error == errno.ENOSPC
+    # A full disk costs the reserve before it costs the member: one refused segment is survived.
+    assert failed > 2 or (kind, error) == ("create", errno.ENOSPC)
 
 
 def run_until_failure(storage: DiskStorage) -> int:

@@ -211,7 +211,7 @@ def test_real_files_are_private_and_do_not_follow_links(tmp_path: Path) -> None:
     assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "d" / "f").stat().st_mode & 0o777 == 0o600
     (tmp_path / "d" / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="exists|symbolic"):
+    with pytest.raises(OSError, match="exists"):
         files.create(f"{tmp_path}/d/link", 0)
     with pytest.raises(OSError, match="symbolic"):
         files.read(f"{tmp_path}/d/link", 0, 1)

@@ -1,0 +1,57 @@
+"""A member that forks, as a web server's worker pool does, and whose child lets go of the transport.
+
+Lines on its input: "fork", "fork and stay", "receive", "close". It lives as long as its input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from coord.transports.zeromq import ZeroMQTransport
+
+
+def child(transport: ZeroMQTransport, stay: bool) -> int:
+    before = len(os.listdir("/proc/self/fd"))
+    transport.abandon()
+    closed = before - len(os.listdir("/proc/self/fd"))
+    transport.abandon()
+    transport.close()
+    transport.wake()
+    transport.poll(5.0)
+    assert transport.receive(10) == []
+    assert not transport.send("b", b"x")
+    if stay:
+        sys.stdin.read()
+    # The wake-up, the lock of the path, the listening socket.
+    return 3 - closed
+
+
+def main() -> None:
+    transport = ZeroMQTransport(sys.argv[1])
+    transport.start()
+    transport.set_peers({"b": "tcp://127.0.0.1:1"})
+    print(transport.address, flush=True)
+    for line in sys.stdin:
+        command = line.strip()
+        if command.startswith("fork"):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(child(transport, stay=command.endswith("stay")))
+            if command == "fork":
+                print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "descriptors of ours left", flush=True)
+            else:
+                print("child stays", flush=True)
+        elif command == "receive":
+            frames: list[bytes] = []
+            while not frames:
+                transport.poll(5.0)
+                frames = transport.receive(10)
+            print(frames[0].decode(), flush=True)
+        elif command == "close":
+            transport.close()
+            print("closed", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What can go wrong at start, said so that it can be put right; and nothing left behind at the end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+import zmq
+from transport_lab import Lab, Member, OtherProcess, turns_for, until
+
+from coord.errors import ConfigurationError
+from coord.transports.zeromq import ZeroMQTransport
+
+
+def start_error(bind: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        ZeroMQTransport(bind).start()
+    return str(caught.value)
+
+
+def test_construction_opens_nothing(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd"), threading.active_count()
+    ZeroMQTransport(f"ipc://{tmp_path}/a.sock")
+    ZeroMQTransport("tcp://127.0.0.1:0")
+    assert (os.listdir("/proc/self/fd"), threading.active_count()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        text = start_error(address)
+    assert f"another process listens on {address}" in text
+    # Nothing of the failed start is in the way of the next one.
+    transport = ZeroMQTransport(address)
+    transport.start()
+    transport.close()
+
+
+def test_an_address_of_another_host() -> None:
+    assert "is not an address of this host" in start_error("tcp://192.0.2.1:7400")
+
+
+@pytest.mark.parametrize("name", ["no-such-interface0", "no-such-host.invalid", "x" * 64 + ".invalid"])
+def test_a_name_without_address(name: str) -> None:
+    text = start_error(f"tcp://{name}:7400")
+    assert "is no interface, and no name that has an address" in text
+    assert "tcp://127.0.0.1:7400" in text
+
+
+def test_a_path_in_no_directory(tmp_path: Path) -> None:
+    assert "does not exist" in start_error(f"ipc://{tmp_path}/no/a.sock")
+
+
+def test_a_path_under_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot use" in start_error(f"ipc://{tmp_path}/file/a.sock")
+
+
+def test_a_path_that_is_a_file_of_the_users(tmp_path: Path) -> None:
+    """libzmq would remove it."""
+    precious = tmp_path / "precious"
+    precious.write_text("data")
+    assert "is not a socket" in start_error(f"ipc://{precious}")
+    assert precious.read_text() == "data"
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_lock_file_of_the_users_is_left_alone(tmp_path: Path) -> None:
+    lock = tmp_path / "a.sock.lock"
+    lock.write_text("mine")
+    transport = ZeroMQTransport(f"ipc://{tmp_path}/a.sock")
+    transport.start()
+    transport.close()
+    assert lock.read_text() == "mine"
+
+
+def test_a_path_served_by_a_program_that_knows_no_lock(tmp_path: Path) -> None:
+    """libzmq would take it over, and the other would serve nobody any more."""
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        assert f"another process listens on ipc://{path}" in start_error(f"ipc://{path}")
+        with socket.socket(socket.AF_UNIX) as dialler:
+            dialler.connect(str(path))
+
+
+def test_a_stale_path_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+    transport = ZeroMQTransport(f"ipc://{path}")
+    transport.start()
+    transport.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_close_leaves_a_path_that_is_no_longer_ours(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    transport = ZeroMQTransport(f"ipc://{path}")
+    transport.start()
+    path.unlink()
+    path.write_text("somebody else's")
+    transport.close()
+    assert path.read_text() == "somebody else's"
+
+
+def test_an_abstract_path(tmp_path: Path) -> None:
+    name = f"ipc://@{tmp_path.name}-{os.getpid()}"
+    first, second = ZeroMQTransport(name), ZeroMQTransport(None)
+    first.start()
+    second.start()
+    a, b = Member(first), Member(second)
+    second.set_peers({"a": name})
+    until(lambda: b.kinds("a") == ["up"], a, b)
+    assert "another process listens" in start_error(name)
+    first.close()
+    until(lambda: b.kinds("a") == ["up", "down", "gone"], b)
+    second.close()
+
+
+@pytest.mark.parametrize("bind", ["tcp://*:0", "tcp://0.0.0.0:0", "tcp://localhost:0", "tcp://lo:0", "tcp://[::1]:0"])
+def test_ways_to_listen(bind: str) -> None:
+    transport = ZeroMQTransport(bind)
+    transport.start()
+    port = transport.address.rpartition(":")[2]
+    assert int(port) > 0
+    dialled = f"tcp://[::1]:{port}" if "[" in bind else f"tcp://127.0.0.1:{port}"
+    other = ZeroMQTransport(None)
+    other.start()
+    other.set_peers({"a": dialled})
+    member = Member(other)
+    until(lambda: member.kinds("a") == ["up"], member)
+    assert other.send("a", b"x")
+    transport.close()
+    other.close()
+
+
+def test_a_libzmq_with_known_holes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 2))
+    assert "4.3.3" in start_error("tcp://127.0.0.1:0")
+
+
+def test_malformed_peers_change_nothing(socket_lab: Lab) -> None:
+    a, b = socket_lab.pair()
+    with pytest.raises(ConfigurationError, match=r"peers\['c'\]: 'tcp://10\.0\.0\.1' has no port"):
+        a.transport.set_peers({"c": "tcp://10.0.0.1"})
+    assert a.transport.send("b", b"x")
+    until(lambda: b.frames == [b"x"], b)
+
+
+def test_many_starts_leave_nothing_behind(tmp_path: Path) -> None:
+    def round_of(number: int) -> None:
+        a = ZeroMQTransport("tcp://127.0.0.1:0")
+        b = ZeroMQTransport(f"ipc://{tmp_path}/b.sock")
+        a.start()
+        b.start()
+        a.set_peers({"b": b.address, "nobody": "tcp://127.0.0.1:1", "unknown": "tcp://no-such-host.invalid:1"})
+        b.set_peers({"a": a.address})
+        if number % 2:
+            members = Member(a), Member(b)
+            until(lambda: a.send("b", b"x") and b.send("a", b"y"), *members)
+        if number % 3 == 0:
+            with pytest.raises(ConfigurationError):
+                ZeroMQTransport(a.address).start()
+        a.close()
+        b.close()
+
+    round_of(1)
+    before = counted()
+    for number in range(50):
+        round_of(number)
+    until(lambda: counted() <= before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def counted() -> tuple[int, int]:
+    """Descriptors and threads of this process, libzmq's included."""
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
+def test_a_child_that_abandons_disturbs_nobody(tmp_path: Path) -> None:
+    process = OtherProcess("forking_process.py", f"ipc://{tmp_path}/a.sock")
+    try:
+        watcher = ZeroMQTransport(None)
+        watcher.start()
+        member = Member(watcher)
+        watcher.set_peers({"a": process.address})
+        until(lambda: member.kinds("a") == ["up"], member)
+        assert process.ask("fork") == "0 descriptors of ours left"
+        assert watcher.send("a", b"after the fork")
+        assert process.ask("receive") == "after the fork"
+        turns_for(0.1, member)
+        assert member.kinds("a") == ["up"]
+        watcher.close()
+    finally:
+        process.end()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "ipc"])
+def test_the_address_is_free_while_an_abandoned_child_lives(scheme: str, tmp_path: Path) -> None:
+    bind = "tcp://127.0.0.1:0" if scheme == "tcp" else f"ipc://{tmp_path}/a.sock"
+    process = OtherProcess("forking_process.py", bind)
+    try:
+        assert process.ask("fork and stay") == "child stays"
+        assert process.ask("close") == "closed"
+        successor = ZeroMQTransport(process.address)
+        successor.start()
+        successor.close()
+    finally:
+        process.end()

@@ -314,10 +314,10 @@ class Loop:
         assert self._stop_deadline is not None
         replica, deadline = self.replica, self._stop_deadline
         replica.close_session()
-        while replica.session_open and replica.core.leader is not None and clock() < deadline:
+        while replica.session_open and replica.core.leader is not None and replica.may_decide() and clock() < deadline:
             self._turn(_LEAVING_SECONDS)
         if replica.core.role == LEADER and not replica.transfer(None):
-            while clock() < deadline and not self._handed_over():
+            while not self._handed_over() and replica.may_decide() and clock() < deadline:
                 self._turn(_LEAVING_SECONDS)
 
     def _handed_over(self) -> bool:

@@ -46,6 +46,7 @@ from coord.raft.messages import (
     SnapshotChunk,
     StoreSnapshot,
 )
+from coord.raft.quorum import majority
 from coord.raft.roles import LEADER
 from coord.raft.settings import Settings
 from coord.snapshots import Background, Snapshots
@@ -236,6 +237,11 @@ class Replica:
         if core.role == LEADER:
             return core.leads_surely and self.now - core.quorum_contact() <= self.options.election_timeout[1]
         return core.leader is not None
+
+    def may_decide(self) -> bool:
+        """Can the group still decide anything, as far as this member knows: it runs, and a majority is not gone."""
+        voters, gone = self.core.voters, self.core.gone
+        return self.failure is None and sum(name not in gone for name in voters) >= majority(len(voters))
 
     def silence(self, name: str) -> float:
         """Seconds since member `name` was last heard from; infinite when never."""

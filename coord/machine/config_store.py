@@ -125,22 +125,24 @@ class ConfigStore:
         """What `key` holds, as it is kept."""
         return self._rows.get(key)
 
-    def growth(self, writes: Sequence[Write]) -> tuple[int, int]:
-        """Return by how many bytes and keys the state would grow."""
-        size = keys = 0
+    def sizes_after(self, writes: Sequence[Write]) -> tuple[int, int]:
+        """Return what `state_bytes` and the number of keys would be after `writes`."""
+        size, keys = self.state_bytes, len(self._rows)
         for key, before, after in writes:
-            if before is not None:
+            if before is None:
+                size += key_bytes(key) + RECORD_OVERHEAD_BYTES
+                keys += 1
+            else:
                 size -= len(before[0])
-            if after is not None:
+            if after is None:
+                size -= key_bytes(key) + RECORD_OVERHEAD_BYTES
+                keys -= 1
+            else:
                 size += len(after[0])
-            if (before is None) is not (after is None):
-                sign = 1 if before is None else -1
-                keys += sign
-                size += sign * (key_bytes(key) + RECORD_OVERHEAD_BYTES)
         return size, keys
 
-    def commit(self, revision: int, writes: Sequence[Write], grown: int) -> None:
-        """Make `writes` (not none) in one step, for all readers. `grown`: the bytes that `growth` found."""
+    def commit(self, revision: int, writes: Sequence[Write], size: int) -> None:
+        """Make `writes` (not none) in one step, for all readers. `size`: the bytes that `sizes_after` found."""
         rows, index = self._rows, self._index
         self._version = (self._version[0], writes, rows, index)
         for key, before, after in writes:
@@ -162,7 +164,7 @@ class ConfigStore:
                 self._digest -= before[6]
                 if before[5] != after[5]:
                     self._expiry.set(key, after[5])
-        self.state_bytes += grown
+        self.state_bytes = size
         self._version = (revision, (), rows, index)
 
     def become(self, other: ConfigStore) -> None:

@@ -46,11 +46,21 @@ class KeyIndex:
         ordered, fresh = self._order
         found = _with_prefix(ordered, prefix)
         extra = _with_prefix(fresh, prefix)
-        if not extra:
-            return found
-        found += extra
-        found.sort()  # two sorted runs: a merge
-        return list(dict.fromkeys(found))
+        return _merge(found, extra) if extra else found
+
+
+def _merge(many: list[str], few: list[str]) -> list[str]:
+    """All keys of two sorted lists, sorted, each once. A sort would compare every key of the long one."""
+    merged: list[str] = []
+    start = 0
+    for key in few:
+        place = bisect_left(many, key, start)
+        merged += many[start:place]
+        start = place
+        if place == len(many) or many[place] != key:
+            merged.append(key)
+    merged += many[start:]
+    return merged
 
 
 def _with_prefix(ordered: list[str], prefix: str) -> list[str]:

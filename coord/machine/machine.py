@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from coord.machine import commands, replies
 from coord.machine.cluster_clock import ClusterClock
 from coord.machine.commands import BadCommand, Command
-from coord.machine.config_store import ConfigStore
+from coord.machine.config_store import ConfigStore, key_bytes
 from coord.machine.history import BYTES_MAX, REVISIONS_MAX, History
 from coord.machine.limits import Limits, read_limits
 from coord.machine.records import Change, Row, Write, changes_of, make_row
@@ -118,7 +118,8 @@ class Machine:
         """
         assert index == self.applied_index + 1, f"entry {index} after {self.applied_index}"
         self.applied_index = index
-        self._clock.advance(time)
+        if time > self._clock.now:
+            self._clock.advance(time)
         try:
             command = commands.decode(payload)
         except BadCommand as error:
@@ -201,14 +202,14 @@ class Machine:
     def _end_session(self, index: int, session: Session, event: str) -> int:
         """End it, and its ephemeral keys in the same revision: deleted, never adopted. Return how many."""
         writes: list[Write] = [(key, self.store.row(key), None) for key in sorted(session.keys)]
-        self._commit(index, writes, self.store.growth(writes)[0])
+        self._commit(index, writes, self.store.sizes_after(writes)[0])
         self._sessions.end(session, index, event)
         return len(writes)
 
     def _tick(self, index: int) -> None:
         due = self.store.take_due(self._clock.now, TICK_KEYS_MAX)
         writes: list[Write] = [(key, self.store.row(key), None) for key in due]
-        self._commit(index, writes, self.store.growth(writes)[0])
+        self._commit(index, writes, self.store.sizes_after(writes)[0])
 
     def _set_limits(self, index: int, command: Command) -> None:
         _, replaces, row = command
@@ -244,7 +245,7 @@ class Machine:
         for operation in operations:
             key = operation[1]
             before = self.store.row(key)
-            size += len(key)
+            size += key_bytes(key)
             if operation[0] == commands.PUT:
                 _, _, value, ephemeral, ttl = operation
                 size += len(value)
@@ -276,20 +277,19 @@ class Machine:
                 return replies.OWNED_BY_OTHER, key, before[4]
             if len(after[0]) > limits.value_bytes:
                 return replies.QUOTA, "value_bytes", limits.value_bytes
-        grown, keys = self.store.growth(writes)
-        if puts:
-            if self.store.state_bytes + grown > limits.state_bytes:
-                return replies.QUOTA, "state_bytes", limits.state_bytes
-            if len(self.store) + keys > limits.keys:
-                return replies.QUOTA, "keys", limits.keys
-        self._commit(index, writes, grown)
+        size, keys = self.store.sizes_after(writes)
+        if puts and size > limits.state_bytes:
+            return replies.QUOTA, "state_bytes", limits.state_bytes
+        if puts and keys > limits.keys:
+            return replies.QUOTA, "keys", limits.keys
+        self._commit(index, writes, size)
         return replies.OK, index, len(writes)
 
-    def _commit(self, index: int, writes: Sequence[Write], grown: int) -> None:
+    def _commit(self, index: int, writes: Sequence[Write], size: int) -> None:
         """Do `writes`, which nothing forbids; no writes make no revision and no event."""
         if not writes:
             return
-        self.store.commit(index, writes, grown)
+        self.store.commit(index, writes, size)
         for key, before, after in writes:
             owned_before = 0 if before is None else before[4]
             owned_after = 0 if after is None else after[4]

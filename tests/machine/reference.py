@@ -129,7 +129,7 @@ class Reference:
         return (CONFLICT, key, (value, *(record[name] for name in names)))
 
     def _do(self, session: int, operations: list[Any], whole: bool) -> Any:
-        size = sum(len(op[1]) + (len(op[2]) if op[0] == "put" else 0) for op in operations)
+        size = sum(len(op[1].encode()) + (len(op[2]) if op[0] == "put" else 0) for op in operations)
         if whole and size > self.limits["transaction_bytes"]:
             return (QUOTA, "transaction_bytes", self.limits["transaction_bytes"])
         wanted = {key: dict(record) for key, record in self.keys.items()}

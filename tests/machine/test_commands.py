@@ -1,3 +1,5 @@
+"""Commands made, read and refused: any bytes at all may be in the log."""
+
 from __future__ import annotations
 
 import random

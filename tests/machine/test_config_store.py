@@ -28,7 +28,7 @@ def row(revision: int, key: str = "k") -> Row:
 def commit(store: ConfigStore, revision: int, keys: dict[str, bool]) -> None:
     """Put the keys that are True, delete the others."""
     writes: list[Write] = [(key, store.row(key), row(revision, key) if there else None) for key, there in keys.items()]
-    store.commit(revision, writes, store.growth(writes)[0])
+    store.commit(revision, writes, store.sizes_after(writes)[0])
 
 
 def at_every_line(step: Callable[[], None], also: Callable[[], None], only: int | None = None) -> int:

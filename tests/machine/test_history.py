@@ -1,3 +1,5 @@
+"""What a watch can resume from, and where that ends."""
+
 from __future__ import annotations
 
 from coord.machine import commands

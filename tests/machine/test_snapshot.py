@@ -1,3 +1,5 @@
+"""Snapshots: whole or refused, equal on all members, and seen by watches as what changed."""
+
 from __future__ import annotations
 
 import random

@@ -1,3 +1,5 @@
+"""The value codec: exact both ways, or refused with the path to what is wrong."""
+
 from __future__ import annotations
 
 import enum

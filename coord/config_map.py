@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from coord.clock import clock
 from coord.errors import (
+    ClosedError,
     Compacted,
     Conflict,
     CoordError,
@@ -26,6 +27,7 @@ from coord.errors import (
     TooStale,
     Unavailable,
 )
+from coord.loop import Dispatcher
 from coord.machine import commands, replies
 from coord.machine.config_store import ConfigStore
 from coord.machine.records import Change, Record
@@ -44,6 +46,8 @@ ABSENT = commands.ABSENT
 _NANOSECONDS = 1_000_000_000
 #: `update` waits up to this long before it tries again, doubled each time up to the second.
 _UPDATE_PAUSE_SECONDS, _UPDATE_PAUSE_SECONDS_MAX = 0.001, 0.1
+#: Events one watch's callback gets before those of other watches have their turn.
+_EVENTS_PER_TASK = 100
 
 
 @dataclass(slots=True, frozen=True)
@@ -148,7 +152,9 @@ class ConfigMap(MutableMapping[str, Any]):
 
     def age(self) -> float:
         """Seconds since the local copy was last known to be up to date; infinite if it never was."""
-        return self._coordinator._running_loop().replica.age(clock())
+        loop = self._coordinator._running_loop()
+        loop.check()
+        return loop.replica.age(clock())
 
     # -- writing
 
@@ -198,7 +204,7 @@ class ConfigMap(MutableMapping[str, Any]):
         """
         deadline = self._coordinator._deadline(timeout)
         pause = _UPDATE_PAUSE_SECONDS
-        self._coordinator._confirm_reads(deadline - clock())
+        self._coordinator._confirm_reads(timeout)
         record = self._store().get(key)
         while True:
             value = fn(default if record is None else decode_value(record.value))
@@ -211,9 +217,12 @@ class ConfigMap(MutableMapping[str, Any]):
                 return value
             except Conflict:
                 # Whoever got in first is in our copy too: the conflict was found by applying it.
+                record = self._store().get(key)
+                if record is not None and record.revision == revision:
+                    # Nobody did: the key is another session's, and stays that.
+                    raise
                 time.sleep(min(random.uniform(0, pause), max(0.0, deadline - clock())))
                 pause = min(2 * pause, _UPDATE_PAUSE_SECONDS_MAX)
-                record = self._store().get(key)
 
     def transaction(self, *, timeout: float | None = None) -> Transaction:
         """Collect changes and have them all happen at one revision, or none: `with cfg.transaction() as t: ...`."""
@@ -221,7 +230,9 @@ class ConfigMap(MutableMapping[str, Any]):
 
     def pop(self, key: str, *default: Any) -> Any:
         """Delete `key` and return what it held; `default` if it is absent, or KeyError. Nobody else gets the same."""
-        while (entry := self.entry(key)) is not None:
+        if len(default) > 1:
+            raise TypeError(f"pop expected at most 2 arguments, got {1 + len(default)}")
+        while (entry := self.entry(key) or self.entry(key, linearizable=True)) is not None:
             try:
                 self.delete(key, revision=entry.revision)
                 return entry.value
@@ -238,6 +249,15 @@ class ConfigMap(MutableMapping[str, Any]):
             return default
         except Conflict as conflict:
             return self[key] if conflict.entry is None else conflict.entry.value
+
+    def popitem(self) -> tuple[str, Any]:
+        """Delete the first key and return it with what it held; KeyError when there is none."""
+        while keys := self.keys():
+            try:
+                return keys[0], self.pop(keys[0])
+            except KeyError:
+                continue
+        raise KeyError("the config map is empty")
 
     def clear(self) -> None:
         """Refused: nobody means to empty a shared configuration by this. Delete what you know by key."""
@@ -298,12 +318,17 @@ class ConfigMap(MutableMapping[str, Any]):
             conflate=conflate,
             timeout=timeout,
             decode=_event,
-            notify=None if callback is None else lambda: loop.dispatcher.run(lambda: _deliver(watch, callback)),
+            notify=None if callback is None else lambda: _deliver_soon(loop.dispatcher, watch, callback),
             on_close=loop.replica.watches.discard,
         )
         # On the loop's thread, so that nothing can change between what is there and what is told next.
         begin = partial(_begin_watch, loop.replica, watch, from_revision, initial)
-        loop.call(begin, self._coordinator.default_timeout)
+        try:
+            loop.call(begin, self._coordinator.default_timeout)
+        except BaseException:
+            # It may yet begin, with nobody to read it.
+            watch.close()
+            raise
         return watch
 
     # -- within
@@ -319,8 +344,9 @@ class ConfigMap(MutableMapping[str, Any]):
         deadline = self._coordinator._deadline(timeout)
         store = self._store()
         if linearizable:
-            self._coordinator._confirm_reads(deadline - clock())
+            self._coordinator._confirm_reads(timeout)
         if min_revision is not None:
+            _check_revision(min_revision)
             loop = self._coordinator._running_loop()
             machine = loop.replica.machine
             if machine.applied_index < min_revision and not loop.when(
@@ -346,15 +372,43 @@ class ConfigMap(MutableMapping[str, Any]):
         self, maker: Callable[..., bytes], arguments: tuple[Any, ...], timeout: float | None
     ) -> tuple[int, int, int]:
         """(OK, revision, keys changed)."""
-        return _checked(self._coordinator._propose(maker, arguments, timeout))
+        return self._checked(self._coordinator._propose(maker, arguments, timeout))
 
     def _write_async(
         self, maker: Callable[..., bytes], arguments: tuple[Any, ...], timeout: float | None, position: int
     ) -> Future[Any]:
         kind = bool if position == 2 else int
         return self._coordinator._propose_async(
-            maker, arguments, timeout, lambda reply: kind(_checked(reply)[position])
+            maker, arguments, timeout, lambda reply: kind(self._checked(reply)[position])
         )
+
+    def _checked(self, reply: Any) -> tuple[int, int, int]:
+        """The machine's reply if it is good news, else the exception it means."""
+        status = reply[0]
+        if status == replies.OK:
+            return (status, reply[1], reply[2])
+        if status == replies.CONFLICT:
+            _, key, current = reply
+            if current is None:
+                raise Conflict(f"{key!r} is absent, not at the revision asked for; nothing was changed", entry=None)
+            value, revision, created, version, session, _ = current
+            found: Entry | None
+            if value is not None:
+                found = Entry(key, decode_value(value), revision, created, version, session)
+            else:
+                # Too large for the group to remember with the reply. Our own copy has it, or something newer.
+                record = self._coordinator._running_loop().replica.machine.store.get(key)
+                found = None if record is None else _entry(key, record)
+            raise Conflict(
+                f"{key!r} is at revision {revision}, not the one asked for; nothing was changed", entry=found
+            )
+        if status == replies.OWNED_BY_OTHER:
+            raise Conflict(f"{reply[1]!r} is ephemeral and belongs to another live session; nothing was changed")
+        if status == replies.QUOTA:
+            raise QuotaExceeded(f"the write would exceed the limit {reply[1]}={reply[2]}; nothing was changed")
+        if status == replies.STALE:
+            raise OutcomeUnknown("the group no longer remembers this request; read before repeating it")
+        raise CoordError(f"the group refused the command: {reply[1:]}; nothing was changed")
 
 
 class Transaction:
@@ -376,6 +430,8 @@ class Transaction:
         """Only if `key` is at `revision`; `coord.ABSENT`: only if it is absent."""
         self._check_open()
         commands.check_key(key)
+        if len(self._compares) >= commands.COMPARES_MAX:
+            raise ValueError(f"a transaction has at most {commands.COMPARES_MAX} requirements")
         self._compares.append(commands.compare_revision(key, _check_revision(revision)))
 
     def put(self, key: str, value: Value, *, ephemeral: bool = False, ttl: float | None = None) -> None:
@@ -438,17 +494,29 @@ def _begin_watch(replica: Replica, watch: Watch, from_revision: int | None, init
     replica.watches.add(watch)
 
 
-def _deliver(watch: Watch, callback: Callable[[Event], None]) -> None:
-    """Give a callback all that is there. On the thread for callbacks."""
-    try:
-        for event in watch.take_ready():
-            try:
-                callback(event)
-            except Exception:
-                _log.exception("the callback of the watch of %r raised; the watch goes on", watch.prefix)
-    except CoordError as error:
-        _log.warning("the watch of %r has ended: %s", watch.prefix, error)
-        watch.close()
+def _deliver_soon(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Event], None]) -> None:
+    dispatcher.run(lambda: _deliver(dispatcher, watch, callback))
+
+
+def _deliver(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Event], None]) -> None:
+    """Give a callback what is there, on the thread for callbacks; after so many events let others have it for a turn."""
+    for _ in range(_EVENTS_PER_TASK):
+        try:
+            event = watch.take()
+        except ClosedError:
+            watch.close()
+            return
+        except CoordError as error:
+            _log.warning("the watch of %r has ended: %s", watch.prefix, error)
+            watch.close()
+            return
+        if event is None:
+            return
+        try:
+            callback(event)
+        except Exception:
+            _log.exception("the callback of the watch of %r raised; the watch goes on", watch.prefix)
+    _deliver_soon(dispatcher, watch, callback)
 
 
 def _delete_arguments(key: str, revision: int | None) -> tuple[Any, ...]:
@@ -460,28 +528,6 @@ def _check_revision(revision: int) -> int:
     if type(revision) is not int or not 0 <= revision <= commands.SIGNED_MAX:
         raise ValueError(f"revision={revision!r}: expected a revision, or coord.ABSENT")
     return revision
-
-
-def _checked(reply: Any) -> tuple[int, int, int]:
-    """The machine's reply if it is good news, else the exception it means."""
-    status = reply[0]
-    if status == replies.OK:
-        return (status, reply[1], reply[2])
-    if status == replies.CONFLICT:
-        _, key, current = reply
-        if current is None:
-            raise Conflict(f"{key!r} is absent, not at the revision asked for; nothing was changed", entry=None)
-        value, revision, created, version, session, _ = current
-        found = None if value is None else decode_value(value)
-        entry = Entry(key, found, revision, created, version, session)
-        raise Conflict(f"{key!r} is at revision {revision}, not the one asked for; nothing was changed", entry=entry)
-    if status == replies.OWNED_BY_OTHER:
-        raise Conflict(f"{reply[1]!r} is ephemeral and belongs to another live session; nothing was changed")
-    if status == replies.QUOTA:
-        raise QuotaExceeded(f"the write would exceed the limit {reply[1]}={reply[2]}; nothing was changed")
-    if status == replies.STALE:
-        raise OutcomeUnknown("the group no longer remembers this request; read before repeating it")
-    raise CoordError(f"the group refused the command: {reply[1:]}; nothing was changed")
 
 
 def _entry(key: str, record: Record) -> Entry:

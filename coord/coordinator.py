@@ -21,7 +21,7 @@ from coord.errors import (
     QueueFull,
     Unavailable,
 )
-from coord.loop import Loop, Waiter
+from coord.loop import Dispatcher, Loop, Waiter, fresh
 from coord.proposals import EXPIRED, WITHDRAWN, Maker
 from coord.replica import Read
 
@@ -135,30 +135,28 @@ class Coordinator:
             if waiter.answer is None:
                 raise self._no_answer(loop, unsent, timeout)
         if isinstance(waiter.answer, CoordError):
-            raise waiter.answer
+            raise fresh(waiter.answer)
         return waiter.answer
 
     def _propose_async(
         self, maker: Maker, arguments: tuple[Any, ...], timeout: float | None, convert: Callable[[Any], Any]
     ) -> Future[Any]:
-        """`_propose` without the wait. `convert` turns the reply into the result, or raises; it and the future's
-        callbacks run on the thread for callbacks."""
+        """`_propose` without the wait. `convert` turns the reply into the result, or raises, on the loop's thread."""
         loop, deadline = self._running_loop(), self._deadline(timeout)
-        future: Future[Any] = Future()
+        future = _Future(loop.dispatcher)
         future.set_running_or_notify_cancel()
 
-        def finish(reply: Any) -> None:
+        def done(reply: Any) -> None:
             try:
                 if reply is EXPIRED or reply is WITHDRAWN:
                     raise self._no_answer(loop, reply is WITHDRAWN, timeout)
                 if isinstance(reply, CoordError):
-                    raise reply
-                future.set_result(convert(reply))
+                    raise fresh(reply)
+                result = convert(reply)
             except Exception as error:
                 future.set_exception(error)
-
-        def done(reply: Any) -> None:
-            loop.dispatcher.run(lambda: finish(reply))
+            else:
+                future.set_result(result)
 
         if loop.propose(maker, arguments, done, deadline - clock(), deadline) is None:
             raise QueueFull(_QUEUE_FULL.format(loop.replica.unanswered))
@@ -179,7 +177,7 @@ class Coordinator:
             read.abandoned = True
             raise self._no_answer(loop, True, timeout)
         if waiter.answer is not None:
-            raise waiter.answer
+            raise fresh(waiter.answer)
 
     def _no_answer(self, loop: Loop, unsent: bool, timeout: float | None) -> CoordError:
         """Why a call has no answer, as an exception."""
@@ -202,6 +200,21 @@ class Coordinator:
             f"no answer within {seconds:g} s: {why}; it may have happened or may not, so read before repeating it",
             leader=leader,
         )
+
+
+class _Future(Future[Any]):
+    """Completed by the loop's thread, which must never run users' code: callbacks run on the thread for callbacks. It
+    is not that thread which completes it, so that a callback may wait for another future."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        def call() -> None:
+            fn(self)
+
+        super().add_done_callback(lambda _: self._dispatcher.run(call))
 
 
 def _absent(loop: Loop) -> str:

@@ -8,6 +8,7 @@ What must not live here: what a turn does (`coord.replica`), what users see (`co
 
 from __future__ import annotations
 
+import copy
 import logging
 import queue
 import random
@@ -55,6 +56,11 @@ class Waiter:
         return self._lock.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX))
 
 
+def fresh(error: CoordError) -> CoordError:
+    """A copy to raise. One object raised again and again would gather the frames of every caller it was raised to."""
+    return copy.copy(error).with_traceback(None)
+
+
 class Dispatcher:
     """Runs users' callbacks, in order, on a thread of their own: never on the loop's. Started by the first callback."""
 
@@ -66,26 +72,39 @@ class Dispatcher:
         self._closed = False
 
     def run(self, task: Callable[[], None]) -> None:
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None and not self._closed:
+        """After `close`, in the caller's thread: late is better than never."""
+        with self._lock:
+            if not self._closed:
+                if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                     self._thread.start()
-        self._tasks.put(task)
+                self._tasks.put(task)
+                return
+        _attempt(task)
 
     def close(self) -> None:
-        """No more after what is queued. Does not wait: a callback may be what called `stop`."""
+        """The thread ends after what is queued. Does not wait: a callback may be what called `stop`."""
         with self._lock:
             self._closed = True
             if self._thread is not None:
                 self._tasks.put(None)
 
+    def join(self, timeout: float) -> None:
+        """After `close`: wait for the thread, unless this is it."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            try:
-                task()
-            except Exception:
-                _log.exception("a callback raised; it will be called again for the next event")
+            _attempt(task)
+
+
+def _attempt(task: Callable[[], None]) -> None:
+    try:
+        task()
+    except Exception:
+        _log.exception("a callback raised; it will be called again for the next event")
 
 
 class Loop:
@@ -112,6 +131,7 @@ class Loop:
         self._stop_deadline: float | None = None
         self._closed = False
         self._workers: set[threading.Thread] = set()
+        self._sweeping = threading.RLock()
         self._thread = threading.Thread(target=self._run, name=f"coord-{name}", daemon=True)
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -140,7 +160,7 @@ class Loop:
         """Raise why nothing can be asked any more, if so."""
         replica = self._replica
         if replica is not None and replica.failure is not None:
-            raise replica.failure
+            raise fresh(replica.failure)
         if self._closed or replica is None:
             raise ClosedError(f"member {self.name!r} has been stopped; start a new one")
 
@@ -212,14 +232,16 @@ class Loop:
 
     def when(self, condition: Callable[[], Any], deadline: float) -> Any:
         """Wait until `condition`, looked at after each turn on the loop's thread, is not None; return that. None when
-        `deadline` has passed."""
+        `deadline` has passed. Raises why the member stopped, if it does meanwhile."""
         waiter = Waiter()
         entry = (condition, waiter)
         self.call(lambda: self._conditions.append(entry), max(0.0, deadline - clock()))
-        if waiter.wait(deadline - clock()):
-            return waiter.answer
-        self._abandoned.append(entry)
-        return None
+        if not waiter.wait(deadline - clock()):
+            self._abandoned.append(entry)
+            return None
+        if isinstance(waiter.answer, CoordError):
+            raise fresh(waiter.answer)
+        return waiter.answer
 
     def stop(self, timeout: float) -> None:
         """Hand leadership over, end the session, let go of everything. Returns within about `timeout` whatever happens;
@@ -232,6 +254,8 @@ class Loop:
             self._thread.join(timeout + 2.0)
             if self._thread.is_alive():
                 _log.warning("%s: its thread is still busy after %g s and is left behind", self.name, timeout + 2.0)
+        if self._stop_deadline is not None:
+            self.dispatcher.join(max(0.0, self._stop_deadline - clock()))
 
     def background(self, task: Callable[[], Callable[[], None]]) -> None:
         """Run `task` on a thread of its own, then what it returns on the loop's."""
@@ -313,8 +337,9 @@ class Loop:
         """End the session and hand leadership over, as long as there is time."""
         assert self._stop_deadline is not None
         replica, deadline = self.replica, self._stop_deadline
-        replica.close_session()
-        while replica.session_open and replica.core.leader is not None and replica.may_decide() and clock() < deadline:
+        # What callers handed over before goes first.
+        self._turn(0.0)
+        while replica.close_session() and replica.may_decide() and clock() < deadline:
             self._turn(_LEAVING_SECONDS)
         if replica.core.role == LEADER and not replica.transfer(None):
             while not self._handed_over() and replica.may_decide() and clock() < deadline:
@@ -344,10 +369,18 @@ class Loop:
     def _sweep(self) -> None:
         """Answer what came too late. Nothing of it was sent."""
         error = (self._replica and self._replica.failure) or ClosedError(f"member {self.name!r} has been stopped")
-        for item in [*_drain(self._proposals), *_drain(self._reads)]:
-            item.done(error)
-        while self._calls:
-            self._calls.popleft()()
+        # The loop's thread and late callers may come here at the same time.
+        with self._sweeping:
+            for proposal in _drain(self._proposals):
+                self.replica.numbering.end(proposal.sequence)
+                proposal.done(error)
+            for read in _drain(self._reads):
+                read.done(error)
+            while self._calls:
+                self._calls.popleft()()
+            conditions, self._conditions = self._conditions, []
+            for _, waiter in conditions:
+                waiter.done(error)
 
 
 def _drain(items: deque[Any]) -> list[Any]:

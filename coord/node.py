@@ -16,7 +16,7 @@ from coord.clock import clock
 from coord.cluster import Cluster
 from coord.config_map import ConfigMap
 from coord.coordinator import Coordinator, Member, Status
-from coord.errors import ConfigurationError
+from coord.errors import ConfigurationError, Unavailable
 from coord.events import Counters
 from coord.loop import Loop
 from coord.options import Options
@@ -106,11 +106,12 @@ class Node(Coordinator):
         Does not wait for other members: calls do, each for its own timeout. A group of one is ready to serve on return.
         Raises what went wrong: ConfigurationError, IdentityError, StorageError; Unavailable after `timeout` seconds.
         """
-        if self._pid != os.getpid():
-            # Made before a fork and started after it, as it should be.
-            self._pid = os.getpid()
         if self._loop is not None:
-            raise ConfigurationError(f"node {self.name!r} was started before; make a new Node to start again")
+            # Raises when it was stopped, or is started in a forked child as well.
+            self._running_loop().check()
+            raise ConfigurationError(f"node {self.name!r} is started already; a second member takes a second Node")
+        # Made before a fork and started after it is as it should be.
+        self._pid = os.getpid()
         directory = self._open_directory()
         try:
             loop = Loop(self.name, self._transport(), lambda loop, rng: self._build(loop, rng, directory))
@@ -126,9 +127,15 @@ class Node(Coordinator):
             if directory is not None:
                 directory.close()
             raise
-        if len(self._addresses) == 1:
-            loop.when(lambda: loop.replica.session_open or None, clock() + timeout)
-        self._expose(loop)
+        try:
+            if len(self._addresses) == 1 and not loop.when(
+                lambda: loop.replica.session_open or None, clock() + timeout
+            ):
+                raise Unavailable(f"member {self.name!r} runs, but could not write within {timeout:g} s: a slow disk?")
+            self._expose(loop)
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -143,6 +150,7 @@ class Node(Coordinator):
     def __enter__(self) -> Node:
         if self._loop is None:
             self.start()
+        self._running_loop().check()
         return self
 
     def __exit__(

@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from coord.errors import CoordError, IdentityError, OutcomeUnknown, StorageError
+from coord.errors import ClosedError, CoordError, IdentityError, OutcomeUnknown, StorageError
 from coord.events import Counters
 from coord.machine import commands
 from coord.machine.limits import Limits
 from coord.machine.machine import Machine
 from coord.machine.replies import SESSION_ENDED, SESSION_ID_IN_USE
+from coord.machine.sessions import OPENED
 from coord.options import Options
 from coord.proposals import EXPIRED, WITHDRAWN, Numbering, Outbox, Proposal
 from coord.raft.batch import COMMANDS, Batch, encode_entry
@@ -137,6 +138,8 @@ class Replica:
 
         self.numbering = Numbering(self._mint_session())
         self._session_open = False
+        #: This member stops: its session is being closed, and no other opened.
+        self._leaving = self._closing = False
         self._instance = rng.getrandbits(63) | 1
         self._outbox = Outbox(lambda: rng.getrandbits(64), 4 * options.heartbeat, options.max_batch_bytes)
         self._outbox_term = 0
@@ -195,9 +198,14 @@ class Replica:
         """Begin to hand leadership over; "" or why not. The next `turn` acts on it."""
         return self.core.transfer_leadership(self.now, to)
 
-    def close_session(self) -> None:
-        """End this member's session at once rather than by its ttl. The next `turn` acts on it."""
-        if self._session_open and self.core.leader is not None:
+    def close_session(self) -> bool:
+        """End this member's session rather than leave that to its ttl, and open no other. True while that is under way:
+        give it a `turn`, and call this again."""
+        self._leaving = True
+        if not self._session_open or self.core.leader is None:
+            return False
+        if not self._closing:
+            # None while the session's window is used up; answers make room.
             proposal = self.numbering.begin(
                 commands.close_session,
                 (),
@@ -208,7 +216,9 @@ class Replica:
                 expires_at=float("inf"),
             )
             if proposal is not None:
+                self._closing = True
                 self._outbox.add(proposal)
+        return True
 
     @property
     def session_open(self) -> bool:
@@ -459,7 +469,10 @@ class Replica:
 
     def _settle(self, sequence: int, reply: Any) -> None:
         if sequence == 0:
-            if reply[0] == SESSION_ID_IN_USE:
+            if reply[0] == SESSION_ENDED:
+                # It was opened, and ended, in what a snapshot made us skip; and so may be what we sent in it.
+                self._lose_sent()
+            if reply[0] in (SESSION_ENDED, SESSION_ID_IN_USE):
                 self._renew_session()
             return
         if reply[0] == SESSION_ENDED:
@@ -473,23 +486,30 @@ class Replica:
         """A snapshot skipped entries that may have answered our proposals. The session's own table tells: it remembers
         the reply to whatever it has done and we have not taken."""
         session = self.numbering.session
-        lost = self._session_open and not self.machine.has_session(session)
         for proposal in self.numbering.unanswered():
             reply = self.machine.remembered_reply(session, proposal.sequence)
             if reply is not None:
                 self._settle(proposal.sequence, reply)
-            elif lost and proposal.sent:
+        if self._session_open and not self.machine.has_session(session):
+            self._lose_sent()
+
+    def _lose_sent(self) -> None:
+        """What was sent in the session that is over may have happened, and its replies went with the session."""
+        for proposal in self.numbering.unanswered():
+            if proposal.sent:
                 self.numbering.end(proposal.sequence)
                 self._answers.append((proposal.done, OutcomeUnknown(_SESSION_LOST, leader=self.core.leader)))
 
     def _publish(self) -> None:
         """After each step of the state: tell watches, and see to our session and to reads that waited for it."""
-        self.machine.take_session_events()
+        session = self.numbering.session
+        # It may have been opened and ended in one step, when much is applied at once.
+        ended = any(id == session and event != OPENED for id, event in self.machine.take_session_events())
         changes = self.machine.take_changes()
         if changes:
             self.watches.publish(changes)
-        is_open = self.machine.has_session(self.numbering.session)
-        if self._session_open and not is_open:
+        is_open = self.machine.has_session(session)
+        if ended or (self._session_open and not is_open):
             self._renew_session()
         else:
             self._session_open = is_open
@@ -504,12 +524,18 @@ class Replica:
         """The group ended our session. Nothing sent in it can happen any more: whatever is unanswered was not done, or
         we would have seen it applied. So it may go again, in a new one."""
         self._session_open = False
+        if self._leaving:
+            closed = ClosedError(f"member {self.identity.name!r} was stopped first; the write had no effect")
+            self._answers += [(proposal.done, closed) for proposal in self.numbering.unanswered()]
+            for proposal in self.numbering.unanswered():
+                self.numbering.end(proposal.sequence)
+            return
         self.numbering.renew(self._mint_session())
         self._restart_outbox()
 
     def _restart_outbox(self) -> None:
         first = []
-        if not self._session_open:
+        if not self._session_open and not self._leaving:
             ttl = int(self.options.session_ttl * NANOSECONDS)
             opening = commands.open_session(self.numbering.session, self.identity.name, self._instance, ttl, True)
             first.append(encode_entry(opening))

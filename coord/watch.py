@@ -10,6 +10,7 @@ What must not live here: where changes come from (`coord.machine.history`), thre
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class Watch:
         self._backlog: deque[Any] = deque()
         self._error: CoordError | None = None
         self._closed = False
+        #: `notify` was called, and `take` has not yet found everything taken.
+        self._notified = False
         self._first_revision = 0
 
     def __iter__(self) -> Iterator[Event]:
@@ -131,25 +134,38 @@ class Watch:
                     break
                 else:
                     self._backlog.append(change)
-            self._condition.notify()
-        if self._notify is not None:
-            self._notify()
+            self._condition.notify_all()
+        self._tell()
 
     def end(self, error: CoordError) -> None:
         with self._condition:
             self._error = self._error or error
             self._condition.notify_all()
-        if self._notify is not None:
-            self._notify()
+        self._tell()
 
-    def take_ready(self) -> list[Event]:
-        """Everything there is now, for a callback. Raises what ended the watch, once nothing is left."""
-        events = []
-        while (change := self._next()) is not None:
-            events.append(self._decode(change))
-        if not events and self._error is not None and not self._closed:
-            raise self._error
-        return events
+    @property
+    def has_callback(self) -> bool:
+        return self._notify is not None
+
+    def take(self) -> Event | None:
+        """The next event, for a callback; None when there is none now, and `notify` will tell of more. Raises what
+        ended the watch, once nothing is left."""
+        with self._condition:
+            change = self._next()
+            if change is None:
+                self._notified = False
+                if self._error is not None and not self._closed:
+                    raise self._error
+                return None
+        return self._decode(change)
+
+    def _tell(self) -> None:
+        """Once until everything is taken: however slow the callback, there is one task for it."""
+        with self._condition:
+            if self._notify is None or self._notified:
+                return
+            self._notified = True
+        self._notify()
 
     def _wait(self) -> Any:
         limit = None if self._timeout is None else clock() + self._timeout
@@ -179,25 +195,36 @@ class Watch:
 
 
 class Watches:
-    """All watches of one member; touched by the loop's thread only, save for `discard`."""
+    """All watches of one member; touched by the loop's thread only, save for `discard`.
+
+    One without a callback is only as good as its iterator, so it is not kept alive: `for event in cfg.watch(): break`
+    leaves nothing behind.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watches: list[Watch] = []
+        self._watches: list[Callable[[], Watch | None]] = []
+        self._error: CoordError | None = None
 
     def add(self, watch: Watch) -> None:
         with self._lock:
-            if not watch.closed:
-                self._watches.append(watch)
+            if self._error is None:
+                if not watch.closed:
+                    self._purge()
+                    self._watches.append((lambda: watch) if watch.has_callback else weakref.ref(watch))
+                return
+        watch.end(self._error)
 
     def discard(self, watch: Watch) -> None:
         with self._lock:
-            if watch in self._watches:
-                self._watches.remove(watch)
+            self._purge(watch)
 
     def publish(self, changes: list[Any]) -> None:
         """Give each watch what falls under its prefix."""
-        for watch in tuple(self._watches):
+        for look_up in tuple(self._watches):
+            watch = look_up()
+            if watch is None:
+                continue
             prefix = watch.prefix
             wanted = [change for change in changes if change.key.startswith(prefix)] if prefix else changes
             if wanted:
@@ -205,9 +232,15 @@ class Watches:
 
     def end(self, error: CoordError) -> None:
         with self._lock:
-            watches, self._watches = self._watches, []
+            self._error = error
+            watches = [look_up() for look_up in self._watches]
+            self._watches = []
         for watch in watches:
-            watch.end(error)
+            if watch is not None:
+                watch.end(error)
 
     def __len__(self) -> int:
         return len(self._watches)
+
+    def _purge(self, ended: Watch | None = None) -> None:
+        self._watches = [look_up for look_up in self._watches if look_up() not in (None, ended)]

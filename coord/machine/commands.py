@@ -202,7 +202,7 @@ def is_text(field: object, most: int) -> bool:
 def _check_sender(command: Command, length: int) -> None:
     if len(command) != length:
         raise BadCommand(f"{len(command)} fields instead of {length}")
-    _, session, sequence, low_water, *_ = command
+    session, sequence, low_water = command[1], command[2], command[3]
     if not (
         type(session) is type(sequence) is type(low_water) is int
         and 0 < session <= UNSIGNED_MAX

@@ -7,7 +7,7 @@ writer adds, if it then makes sure that nothing was added meanwhile.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Collection, Iterable
 
 #: Merge when this many keys are new, or a 64th of all: a merge touches every key, an insertion every new one.
@@ -23,13 +23,16 @@ class KeyIndex:
     def __init__(self, keys: Iterable[str] = ()) -> None:
         #: (all, created since): one word, so that a reader never sees the one without the other.
         self._order: tuple[list[str], list[str]] = (sorted(keys), [])
-        #: Deleted since the last merge. They may also be in the lists twice, if they were created again.
+        #: How many were deleted since the last merge.
         self._stale = 0
 
     def add(self, key: str, existing: Collection[str]) -> None:
         """Note that `key` was created. `existing`: all keys there are."""
         ordered, fresh = self._order
-        insort(fresh, key)
+        place = bisect_left(fresh, key)
+        if place < len(fresh) and fresh[place] == key:
+            return  # created, deleted, created again
+        fresh.insert(place, key)
         if len(fresh) >= max(_FRESH_MIN, len(ordered) // _FRESH_FRACTION):
             merged = self.candidates()
             if self._stale:

@@ -147,7 +147,7 @@ class Machine:
 
     def _apply_in_session(self, index: int, command: Command) -> Outcome:
         """Exactly once: a duplicate is answered from memory, or told that its answer has been taken (trap 51)."""
-        operation, id, sequence, low_water = command[:4]
+        operation, id, sequence, low_water = command[0], command[1], command[2], command[3]
         session = self._sessions.live.get(id)
         if session is None:
             return id, sequence, replies.ENDED_REPLY

@@ -120,6 +120,24 @@ def on_heartbeat_response(core: Core, sender: str, message: HeartbeatResponse) -
         progress.paused = False
     elif progress.state == REPLICATE and progress.lost_since(message.round, message.verified):
         progress.become_probe(progress.match + 1)
+    elif progress.state == REPLICATE and progress.inflight:
+        _ask_again(core, sender, progress, message)
+
+
+def _ask_again(core: Core, name: str, progress: Progress, message: HeartbeatResponse) -> None:
+    """What was sent has arrived and is not acknowledged: the answer waits for the disk, or it was lost, and then nothing
+    else would ever bring it (trap 20). An empty append asks for it, at most once a heartbeat."""
+    last, size, round_number = progress.inflight[0]
+    sent_at = core.rounds.sent_at(round_number)
+    if message.verified < last or sent_at is None or core.now - sent_at < core.settings.heartbeat:
+        return
+    term = core.log.term_at(last)
+    if term is None:
+        progress.become_probe(progress.match + 1)
+        return
+    newest = core.rounds.newest
+    progress.inflight[0] = (last, size, newest)
+    core.send(name, Append(core.term, last, term, core.commit, newest))
 
 
 def on_read_request(core: Core, sender: str, message: ReadRequest) -> None:
@@ -309,9 +327,6 @@ def on_heartbeat(core: Core, sender: str, message: Heartbeat) -> None:
     if message.round > core.answered_round:
         core.answered_round = message.round
         core.send(sender, HeartbeatResponse(core.term, message.round, core.verified, core.disk_stalled()))
-        if message.commit < core.verified <= core.log.persisted:
-            # The leader may not have heard that we hold this: were that answer lost, nothing else would repeat it.
-            core.send(sender, AppendResponse(core.term, True, core.verified, message.round))
 
 
 def on_read_response(core: Core, sender: str, message: ReadResponse) -> None:

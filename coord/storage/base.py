@@ -26,7 +26,8 @@ class Recovered:
     #: A commit index recorded before the stop; never beyond the last entry (trap 43).
     commit: int = 0
     #: The log is damaged at or below what was known durable: this member may have forgotten what it promised, so it
-    #: must not vote (architecture 6). Empty when all is well.
+    #: must not vote (architecture 6). `failure` is then set and nothing is written: what is on disk stays as it was
+    #: found, until the member is replaced. Empty when all is well.
     damage: str = ""
     #: What recovery had to do that an operator should hear of: a torn tail cut, a broken snapshot set aside.
     notes: list[str] = field(default_factory=list)

@@ -119,6 +119,57 @@ def test_a_reader_sees_one_version_whenever_a_change_happens_during_its_read() -
         assert OLD in results
 
 
+class PausedCommit:
+    """A commit on a thread of its own that stops before a given line of the store's code until it is let go."""
+
+    def __init__(self, store: ConfigStore, line: int) -> None:
+        self._stopped = threading.Event()
+        self._go = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(store, line))
+        self._thread.start()
+        assert self._stopped.wait(30)
+
+    def _run(self, store: ConfigStore, line: int) -> None:
+        def pause() -> None:
+            self._stopped.set()
+            assert self._go.wait(30)
+
+        at_every_line(lambda: commit(store, 2, {"c": True, "b": False, "a": True}), pause, only=line)
+        self._stopped.set()
+
+    def finish(self) -> None:
+        self._go.set()
+        self._thread.join(30)
+
+
+def test_a_key_read_while_a_change_began_is_not_ahead_of_what_is_read_next() -> None:
+    """A change begins during the read and stops half way: whoever saw its first key must not find the others as they
+    were."""
+    lines = at_every_line(lambda: commit(three_keys(), 2, {"c": True, "b": False, "a": True}), lambda: None)
+    for writer_line in range(1, lines + 1):
+        reader_line = 0
+        while True:
+            reader_line += 1
+            store = three_keys()
+            started: list[PausedCommit] = []
+            found: list[bytes | None] = []
+
+            def begin(store: ConfigStore = store, line: int = writer_line, to: list[PausedCommit] = started) -> None:
+                to.append(PausedCommit(store, line))
+
+            def read(store: ConfigStore = store, to: list[bytes | None] = found) -> None:
+                to.append(store.value("c"))
+
+            read_lines = at_every_line(read, begin, only=reader_line)
+            after = store.view()[0], store.value("a"), store.value("b")
+            for paused in started:
+                paused.finish()
+            assert after in ((1, b"1", b"1"), (2, b"2", None))
+            assert found[0] == b"1" or after[0] == 2
+            if reader_line > read_lines:
+                break
+
+
 def test_a_range_over_a_store_that_never_rests_still_ends() -> None:
     store = three_keys()
     revision = 1
@@ -219,6 +270,14 @@ def test_the_index_stays_right_and_small_through_many_merges() -> None:
     assert [key for key in index.candidates("12") if key in existing] == sorted(k for k in existing if k[:2] == "12")
     assert len(index.candidates()) <= 4000
     assert sum(map(len, index._order)) < 6000
+
+
+def test_the_index_forgets_keys_that_came_and_went() -> None:
+    index = KeyIndex()
+    for number in range(10_000):
+        index.add(str(number), {str(number): None})
+        index.discard()
+    assert len(index.candidates()) < 2100
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 6), st.booleans()), max_size=60))

@@ -44,7 +44,7 @@ def test_revisions_are_bounded_and_the_boundary_loses_nothing() -> None:
 
 def test_bytes_are_bounded_old_values_included() -> None:
     size = 1000
-    history = History(bytes_max=3 * (size + CHANGE_OVERHEAD_BYTES + 1))
+    history = History(bytes_max=3 * (size + CHANGE_OVERHEAD_BYTES + 1) + size // 2)
     for revision in (1, 2, 3):
         history.append(revision, [put("k", revision, bytes(size))])
     assert kept(history, 0) == [1, 2, 3]

@@ -124,10 +124,18 @@ class MemberProcess:
 
     def kill(self, signal_number: int = signal.SIGKILL) -> None:
         """End this member's process, now, and collect what it said."""
-        process = self._process
+        # First out of everybody's sight, so that nobody asks a process that is about to die again and again.
+        process, self._process = self._process, None
         assert process is not None
         process.send_signal(signal_number)
         self._collect(process)
+
+    def orphan(self) -> int:
+        """Close its input, as the end of this process would; its exit code."""
+        process, self._process = self._process, None
+        assert process is not None
+        self._collect(process)
+        return process.wait()
 
     def pause(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -141,14 +149,13 @@ class MemberProcess:
             self.kill()
 
     def _collect(self, process: subprocess.Popen[bytes]) -> None:
-        process.wait(PATIENCE)
-        assert self._listener is not None
-        self._listener.join(PATIENCE)
         assert process.stdin is not None
         # What is still in its buffer nobody will read.
         with self._lock, contextlib.suppress(OSError):
             process.stdin.close()
-        self._process = None
+        process.wait(PATIENCE)
+        assert self._listener is not None
+        self._listener.join(PATIENCE)
 
     def _listen(self, process: subprocess.Popen[bytes], number: int) -> None:
         assert process.stdout is not None

@@ -81,7 +81,7 @@ class Served:
             due = max(due + every, time.monotonic())
             number += 1
             try:
-                self._node.config.put(key, number)
+                self._node.config.put(key, number, timeout=60.0)
             except coord.CoordError as error:
                 errors.append(f"{type(error).__name__}: {error}")
             else:

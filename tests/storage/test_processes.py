@@ -17,6 +17,9 @@ from storage.builders import appended, batch, open_data, open_storage, put
 ROOT = Path(coord.__file__).parent.parent
 TESTS = Path(__file__).parent.parent
 
+#: Newer Pythons warn of a fork with threads about, which other tests may have left; the children here only use files.
+MAY_FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 HOLDER = """
 import sys
 from coord.storage.files import OsFiles
@@ -99,6 +102,7 @@ def test_kill_9_in_the_middle_of_writing_loses_nothing_acknowledged(fsync: str, 
         storage.close()
 
 
+@MAY_FORK
 def test_trap_49_a_forked_child_lets_go_and_the_parent_goes_on(tmp_path: Path) -> None:
     storage = open_storage(OsFiles(), f"{tmp_path}/m")
     storage.recover()
@@ -132,6 +136,7 @@ def test_trap_49_a_forked_child_lets_go_and_the_parent_goes_on(tmp_path: Path) -
     storage.close()
 
 
+@MAY_FORK
 def test_trap_49_a_child_that_lives_on_does_not_keep_the_directory(tmp_path: Path) -> None:
     directory = open_data(OsFiles(), f"{tmp_path}/m")
     ready, go_on = os.pipe()

@@ -11,7 +11,7 @@ import sys
 from coord.transports.zeromq import ZeroMQTransport
 
 
-def child(transport: ZeroMQTransport, stay: bool) -> int:
+def child(transport: ZeroMQTransport, parent_lives: int, stay: bool) -> int:
     before = len(os.listdir("/proc/self/fd"))
     transport.abandon()
     closed = before - len(os.listdir("/proc/self/fd"))
@@ -22,12 +22,14 @@ def child(transport: ZeroMQTransport, stay: bool) -> int:
     assert transport.receive(10) == []
     assert not transport.send("b", b"x")
     if stay:
-        sys.stdin.read()
+        os.read(parent_lives, 1)
     # The wake-up, the lock of the path, the listening socket.
     return 3 - closed
 
 
 def main() -> None:
+    # Never written to: its reading end is at its end when the parent is.
+    parent_lives, keep_open = os.pipe()
     transport = ZeroMQTransport(sys.argv[1])
     transport.start()
     transport.set_peers({"b": "tcp://127.0.0.1:1"})
@@ -37,7 +39,8 @@ def main() -> None:
         if command.startswith("fork"):
             pid = os.fork()
             if pid == 0:
-                os._exit(child(transport, stay=command.endswith("stay")))
+                os.close(keep_open)
+                os._exit(child(transport, parent_lives, stay=command.endswith("stay")))
             if command == "fork":
                 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "descriptors of ours left", flush=True)
             else:

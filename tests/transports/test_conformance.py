@@ -7,10 +7,10 @@ import time
 from collections import deque
 
 import pytest
-from transport_lab import PATIENCE, Lab, turns_for, until
 
 from coord.errors import ConfigurationError
 from coord.transports.base import PeerEvent, Transport
+from transport_lab import PATIENCE, Lab, turns_for, until
 
 
 def test_frames_arrive_whole_and_in_order(lab: Lab) -> None:

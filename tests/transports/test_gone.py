@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from transport_lab import Lab, Member, OtherProcess, turns_for, until
 
 from coord.transports import link, probe
 from coord.transports.address import Target
 from coord.transports.zeromq import ZeroMQTransport
+from transport_lab import Lab, Member, OtherProcess, turns_for, until
 
 Start = Callable[..., OtherProcess]
 
@@ -38,7 +38,9 @@ def watch(watcher: Member, process: OtherProcess) -> None:
     until(lambda: watcher.kinds("b") == ["up"], watcher)
 
 
-def test_a_killed_process_is_gone_and_its_successor_is_up(watcher: Member, listen_at: str, other_process: Start) -> None:
+def test_a_killed_process_is_gone_and_its_successor_is_up(
+    watcher: Member, listen_at: str, other_process: Start
+) -> None:
     process = other_process("member_process.py", listen_at)
     watch(watcher, process)
     for _ in range(3):
@@ -164,7 +166,9 @@ class SilentProbe(probe.Probe):
         self._other.close()
 
 
-@pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET, errno.EAGAIN, 0])
+@pytest.mark.parametrize(
+    "code", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET, errno.EAGAIN, 0]
+)
 def test_only_a_refusal_is_evidence(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target("tcp://127.0.0.1:9", socket.AF_INET, ("127.0.0.1", 9))
     monkeypatch.setattr(socket.socket, "connect_ex", lambda *_: code)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
-from transport_lab import PATIENCE, Lab, Member, turns_for, until
 
 from coord.transports.zeromq import ZeroMQTransport
+from transport_lab import PATIENCE, Lab, Member, turns_for, until
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
@@ -225,3 +226,34 @@ def test_a_peer_that_talks_back_gains_nothing(tcp_lab: Lab) -> None:
         turns_for(0.1, a)
         assert a.frames == []
         assert refused or a.kinds("b")[-1] in ("up", "down")
+
+
+def test_a_peer_that_comes_and_goes_while_nobody_looks() -> None:
+    """Its events fill the monitor's queue, and libzmq's thread waits for room, holding a lock that `close` needs."""
+    transport = ZeroMQTransport(None, reconnect_interval=0.001, reconnect_interval_max=0.001)
+    transport.start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.5)
+        transport.set_peers({"b": f"tcp://127.0.0.1:{listener.getsockname()[1]}"})
+        connections = 0
+        try:
+            while connections < 5000:
+                _welcome(listener)
+                connections += 1
+        except TimeoutError:
+            pass  # libzmq's thread waits for room
+        assert 100 < connections < 5000
+        begun = time.monotonic()
+        transport.close()
+        assert time.monotonic() - begun < 1.0
+
+
+def _welcome(listener: socket.socket) -> None:
+    """Shake hands with whoever dials, and hang up."""
+    accepted, _ = listener.accept()
+    with accepted:
+        accepted.settimeout(0.5)
+        accepted.sendall(GREETING + READY.replace(b"DEALER", b"ROUTER"))
+        answer = b""
+        while b"READY" not in answer:
+            answer += accepted.recv(4096)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import zmq
-from transport_lab import Lab, Member, OtherProcess, turns_for, until
 
 from coord.errors import ConfigurationError
 from coord.transports.zeromq import ZeroMQTransport
+from transport_lab import Lab, Member, OtherProcess, turns_for, until
 
 
 def start_error(bind: str) -> str:

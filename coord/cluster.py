@@ -26,7 +26,9 @@ class Cluster:
 
     def leader(self) -> str | None:
         """The leader's name; None while none is known. It may be out of date the moment it is returned."""
-        return self._coordinator._running_loop().replica.core.leader
+        loop = self._coordinator._running_loop()
+        loop.check()
+        return loop.replica.core.leader
 
     def transfer_leadership(self, to: str | None = None, timeout: float | None = None) -> None:
         """Hand leadership to member `to`, or to the best follower. Only on the leader; blocks until it is done.

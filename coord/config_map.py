@@ -499,7 +499,7 @@ def _deliver_soon(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Even
 
 
 def _deliver(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Event], None]) -> None:
-    """Give a callback what is there, on the thread for callbacks; after so many events let others have it for a turn."""
+    """Give a callback what is there, on the thread for callbacks; after so many events others have their turn."""
     for _ in range(_EVENTS_PER_TASK):
         try:
             event = watch.take()

@@ -23,7 +23,7 @@ from coord.errors import (
 )
 from coord.loop import Dispatcher, Loop, Waiter, fresh
 from coord.proposals import EXPIRED, WITHDRAWN, Maker
-from coord.replica import Read
+from coord.reads import Read
 
 if TYPE_CHECKING:
     from collections.abc import Callable

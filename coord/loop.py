@@ -22,7 +22,8 @@ from coord.clock import clock
 from coord.errors import ClosedError, CoordError, Unavailable
 from coord.proposals import Maker, Proposal
 from coord.raft.roles import LEADER
-from coord.replica import Read, Replica
+from coord.reads import Read
+from coord.replica import Replica
 from coord.transports.base import Transport
 
 _log = logging.getLogger("coord.loop")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from coord.transports.zeromq import ZeroMQTransport
 from coord.wire import Identity, fingerprint, is_name
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from coord.metrics.collector import Registry
 
 #: The member's name and the group's when none are given: a group of one.
 ALONE = "node"
@@ -66,7 +67,7 @@ class Node(Coordinator):
         group: str = "coord",
         options: Options | None = None,
         keys: None = None,
-        registry: CollectorRegistry | _Unset | None = GLOBAL_REGISTRY,
+        registry: Registry | _Unset | None = GLOBAL_REGISTRY,
         insecure: bool = False,
     ) -> None:
         """Settings are checked here; ConfigurationError names the one that is wrong and what would do.
@@ -97,6 +98,7 @@ class Node(Coordinator):
             raise ConfigurationError("keys: not supported by this version; listen on 127.0.0.1 or ipc:// instead")
         _check_exposure(bind, insecure)
         self._unexpose: Callable[[], None] = _nothing
+        self._release_storage: Callable[[], None] = _nothing
 
     # -- life
 
@@ -120,6 +122,7 @@ class Node(Coordinator):
                 directory.close()
             raise
         self._loop = loop
+        _mind_forks(self)
         try:
             loop.start(timeout)
         except BaseException:
@@ -146,6 +149,14 @@ class Node(Coordinator):
         self._unexpose()
         self._unexpose = _nothing
         self._loop.stop(timeout)
+        _started.discard(self)
+
+    def _let_go_in_child(self) -> None:
+        """Just forked: the child has no background thread, but all descriptors. It must not keep the data directory
+        locked, or the port taken, after the parent's end."""
+        if self._loop is not None:
+            self._loop.transport.abandon()
+            self._release_storage()
 
     def __enter__(self) -> Node:
         if self._loop is None:
@@ -232,11 +243,15 @@ class Node(Coordinator):
         options = self.options
         storage: Storage
         if directory is None:
-            storage = VolatileStorage()
+            storage = volatile = VolatileStorage()
+            self._release_storage = volatile.release_in_child
             identity = Identity(self.name, _mint(), self._fingerprint)
             keep: Callable[[int], None] = _forget
         else:
-            storage = DiskStorage(directory, mint=_mint, fsync=options.fsync, segment_bytes=options.wal_segment_bytes)
+            storage = disk = DiskStorage(
+                directory, mint=_mint, fsync=options.fsync, segment_bytes=options.wal_segment_bytes
+            )
+            self._release_storage = disk.release_in_child
             storage.on_progress(loop.transport.wake)
             identity = Identity(self.name, directory.incarnation, self._fingerprint, directory.group_number)
             keep = directory.set_group_number
@@ -267,6 +282,29 @@ class Node(Coordinator):
         source = _Source(self, loop)
         collector.register(source, registry)
         self._unexpose = lambda: collector.unregister(source, registry)
+
+
+#: Nodes started in this process.
+_started: weakref.WeakSet[Node] = weakref.WeakSet()
+
+
+def _mind_forks(node: Node) -> None:
+    """Have a forked child let go of `node`. Registered with the first node: importing changes nothing."""
+    global _minding_forks
+    if not _minding_forks and hasattr(os, "register_at_fork"):
+        _minding_forks = True
+        os.register_at_fork(after_in_child=_let_go_in_child)
+    _started.add(node)
+
+
+_minding_forks = False
+
+
+def _let_go_in_child() -> None:
+    nodes = list(_started)
+    _started.clear()
+    for node in nodes:
+        node._let_go_in_child()
 
 
 class _Source:
@@ -314,6 +352,10 @@ def _check_members(
         parse_peer(advertise, "advertise")
     if not peers:
         return {own: advertise or bind or ""}
+    if not isinstance(peers, Mapping):
+        raise ConfigurationError(
+            f"peers={peers!r}: expected names and addresses, as {{'a': 'tcp://10.0.0.1:7400', ...}}"
+        )
     if name is None:
         raise ConfigurationError(f"name is missing: say which of the peers {_list(peers)} this member is")
     for peer, address in peers.items():

@@ -14,6 +14,8 @@ from typing import Literal
 from coord.errors import ConfigurationError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+#: Bytes of a config key in UTF-8, whatever the settings.
+KEY_BYTES_MAX = 512
 #: No setting lets a value of the config map be larger.
 VALUE_BYTES_MAX = MIB
 #: What a command adds to the keys and values it carries, and a frame to the batches it carries; generous.
@@ -59,8 +61,6 @@ class Options:
 
     # The replicated state. The leader's settings hold; let all members agree.
 
-    #: Bytes of a config key in UTF-8; 512.
-    max_key_bytes: int = 512
     #: Bytes of an encoded config value; 64 KiB. At most 1 MiB.
     max_value_bytes: int = 64 * KIB
     #: Bytes of the keys and values of one transaction; 256 KiB.
@@ -141,7 +141,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "clock_drift": (0.0, 0.1),
     "disk_stall_timeout": (0.01, 300.0),
     "priority": (-1000, 1000),
-    "max_key_bytes": (1, 4 * KIB),
     "max_value_bytes": (1, VALUE_BYTES_MAX),
     "max_transaction_bytes": (1, 2 * MIB),
     "max_state_bytes": (64 * KIB, 16 * GIB),
@@ -236,7 +235,7 @@ def _check_times(options: Options) -> None:
 
 
 def _check_sizes(options: Options) -> None:
-    pair = options.max_key_bytes + options.max_value_bytes
+    pair = KEY_BYTES_MAX + options.max_value_bytes
     _at_least(options, "max_transaction_bytes", pair, "max_value_bytes", "a transaction must hold one value")
     command = options.max_transaction_bytes + COMMAND_MARGIN_BYTES
     _at_least(options, "max_batch_bytes", command, "max_transaction_bytes", "one command must fit in a batch")

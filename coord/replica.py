@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from coord.options import Options
 from coord.proposals import EXPIRED, WITHDRAWN, Numbering, Outbox, Proposal
 from coord.raft.batch import COMMANDS, Batch, encode_entry
 from coord.raft.core import Core, Start
-from coord.raft.membership import membership_of
+from coord.raft.membership import ANY, membership_of
 from coord.raft.messages import (
     Apply,
     Command,
@@ -45,11 +44,14 @@ from coord.raft.messages import (
     Send,
     SendSnapshot,
     SnapshotChunk,
+    SnapshotMeta,
     StoreSnapshot,
+    Unknown,
 )
 from coord.raft.quorum import majority
 from coord.raft.roles import LEADER
 from coord.raft.settings import Settings
+from coord.reads import Read, Reads
 from coord.snapshots import Background, Snapshots
 from coord.storage.base import Storage
 from coord.transports.base import GONE, PeerEvent
@@ -65,17 +67,6 @@ _SESSION_LOST = (
     "this member fell far behind and its session ended meanwhile, so whether the write happened is not known; "
     "read before repeating it"
 )
-
-
-class Read:
-    """A caller's wish: tell me when the local state is as new as the group's was when I asked."""
-
-    __slots__ = ("abandoned", "done")
-
-    def __init__(self, done: Callable[[Any], None]) -> None:
-        #: Called once, on the loop thread, with None or an exception.
-        self.done = done
-        self.abandoned = False
 
 
 class Replica:
@@ -113,8 +104,11 @@ class Replica:
         recovered = storage.recover()
         membership = membership_of(addresses)
         snapshot = recovered.snapshot
-        self.machine = Machine(Limits())
-        self.snapshots = Snapshots(identity.name, options, storage, self.machine, self.counters, background)
+        self.machine = Machine(history_revisions=options.history_revisions, history_bytes=options.history_bytes)
+        self._reports_compared = 0
+        self.snapshots = Snapshots(
+            identity.name, options, storage, self.machine, self.counters, background, self._report_hash
+        )
         if snapshot is not None:
             self.snapshots.restore(snapshot)
         self.core = Core(
@@ -133,6 +127,7 @@ class Replica:
             ),
             now,
         )
+        self.core.found(now)
         self.snapshots.attach(self.core)
         self._durable = 0
 
@@ -145,12 +140,7 @@ class Replica:
         self._outbox_term = 0
         self._housekeeping_due = now
 
-        #: Reads not yet given to the core, given to it (by its number), and waiting to be applied up to an index.
-        self._reads: list[Read] = []
-        self._reads_asked: dict[int, list[Read]] = {}
-        self._reads_ready: deque[tuple[int, list[Read]]] = deque()
-        self._read_number = 0
-        self._reads_not_before = 0.0
+        self._reads = Reads()
 
         #: When each member was last heard.
         self._heard: dict[str, float] = {}
@@ -184,7 +174,7 @@ class Replica:
             if proposal.session != self.numbering.session:
                 self.numbering.encode_again(proposal)
             self._outbox.add(proposal)
-        self._reads += reads
+        self._reads.add(reads)
         if now >= self.core.deadline():
             self.core.tick(now)
         if now >= self._housekeeping_due:
@@ -238,7 +228,11 @@ class Replica:
     def age(self, now: float) -> float:
         """Seconds since the local state was last known to be the group's newest. From any thread."""
         core = self.core
-        known = core.quorum_contact() if core.leads_surely else core.fresh_at
+        try:
+            known = core.quorum_contact() if core.leads_surely else core.fresh_at
+        except KeyError:
+            # It stopped leading between the two.
+            known = core.fresh_at
         return max(0.0, now - known)
 
     def quorum_ok(self) -> bool:
@@ -278,11 +272,7 @@ class Replica:
             self.numbering.end(proposal.sequence)
             unknown = OutcomeUnknown(f"on its way when this happened: {error}; read before repeating it")
             self._answers.append((proposal.done, unknown if proposal.sent else error))
-        waiting = [*self._reads, *(read for asked in self._reads_asked.values() for read in asked)]
-        waiting += [read for _, ready in self._reads_ready for read in ready]
-        self._reads, self._reads_asked = [], {}
-        self._reads_ready.clear()
-        self._answers += [(read.done, error) for read in waiting]
+        self._answers += [(read.done, error) for read in self._reads.drop()]
         self.watches.end(error)
         self._answer()
 
@@ -324,11 +314,9 @@ class Replica:
             found = self._outbox.remote(self.now)
             if found is not None:
                 self._send(core.leader, Propose(core.term, *found))
-        if self._reads and self.now >= self._reads_not_before:
-            self._read_number += 1
-            self._reads_asked[self._read_number] = [read for read in self._reads if not read.abandoned]
-            self._reads = []
-            core.read(self.now, self._read_number)
+        number = self._reads.ask(self.now)
+        if number is not None:
+            core.read(self.now, number)
 
     def _answer(self) -> None:
         """Wake callers last: each one woken may take the interpreter from this thread."""
@@ -340,8 +328,8 @@ class Replica:
         deadline = min(self.core.deadline(), self._outbox.deadline())
         if self.core.role == LEADER or len(self.numbering):
             deadline = min(deadline, self._housekeeping_due)
-        if self._reads and self.core.leader is not None:
-            deadline = min(deadline, self._reads_not_before)
+        if self.core.leader is not None:
+            deadline = min(deadline, self._reads.due())
         if self.core.role == LEADER:
             due = self.machine.next_due()
             if due is not None:
@@ -363,7 +351,11 @@ class Replica:
 
     def _send(self, to: str, message: Message) -> None:
         self.counters.frames_sent += 1
-        if not self._send_frame(to, encode(self.identity, to, message)):
+        # A member that lost its disk must not take us for its leader: we believe nothing it says (trap 46). So all it
+        # hears is that.
+        member = self.core.membership.members.get(to)
+        meant = ANY if member is None or type(message) is Unknown else member.incarnation
+        if not self._send_frame(to, encode(self.identity, to, message, recipient_incarnation=meant)):
             self.counters.frames_unsent += 1
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -383,14 +375,11 @@ class Replica:
         self._publish()
 
     def _on_read_ok(self, command: ReadOk) -> None:
-        for number in command.ids:
-            self._reads_ready.append((command.index, self._reads_asked.pop(number, [])))
+        self._reads.answered(command.ids, command.index)
         self._release_reads()
 
     def _on_read_failed(self, command: ReadFailed) -> None:
-        for number in command.ids:
-            self._reads += self._reads_asked.pop(number, [])
-        self._reads_not_before = self.now + self.options.heartbeat
+        self._reads.refused(command.ids, self.now + self.options.heartbeat)
 
     def _on_role(self, command: RoleChange) -> None:
         self.counters.role_changed(self.now, command.role, command.term, command.leader, command.reason)
@@ -443,7 +432,8 @@ class Replica:
             self._restart_outbox()
 
     def _on_refused(self, command: Refused) -> None:
-        if self.refusal != command.reason:
+        # One that follows a leader is not meant, but somebody else who goes by its name.
+        if self.refusal != command.reason and self.core.leader is None:
             self.refusal = command.reason
             _raft_log.warning("%s: refused by %s: %s", self.identity.name, command.by, command.reason)
 
@@ -514,11 +504,30 @@ class Replica:
         else:
             self._session_open = is_open
         self._release_reads()
+        if self._reports_compared != self.machine.hash_report_count:
+            self._reports_compared = self.machine.hash_report_count
+            self._compare_hashes()
+
+    def _report_hash(self, meta: SnapshotMeta) -> None:
+        """Each member tells the others its state hash at the indexes where all cut snapshots (trap 52)."""
+        if len(self.core.voters) > 1:
+            self._outbox.add(encode_entry(commands.report_hash(self.identity.name, meta.index, meta.state_hash)))
+
+    def _compare_hashes(self) -> None:
+        """The odd one out stops itself: what it would answer, and pass on in snapshots, is not what was written."""
+        voters = self.core.voters
+        for index, reports in self.machine.hash_reports.items():
+            own = reports.get(self.identity.name)
+            for value in set(reports.values()):
+                agreeing = sum(reports.get(name) == value for name in voters)
+                if own not in (None, value) and agreeing >= majority(len(voters)):
+                    problem = f"its state at index {index} hashes to {own:016x}, that of a majority to {value:016x}"
+                    self.fail(
+                        StorageError(f"this member has gone astray and stopped itself: {problem}; replace the member")
+                    )
 
     def _release_reads(self) -> None:
-        while self._reads_ready and self._reads_ready[0][0] <= self.machine.applied_index:
-            _, reads = self._reads_ready.popleft()
-            self._answers += [(read.done, None) for read in reads]
+        self._answers += [(read.done, None) for read in self._reads.applied(self.machine.applied_index)]
 
     def _renew_session(self) -> None:
         """The group ended our session. Nothing sent in it can happen any more: whatever is unanswered was not done, or
@@ -571,7 +580,7 @@ class Replica:
                 self._answers.append((proposal.done, answer))
         if self.core.leader is None:
             self._outbox.prune()
-            self._reads = [read for read in self._reads if not read.abandoned]
+            self._reads.prune()
         elif self.core.leads_surely and self.core.accepting:
             self._expire_sessions()
 

@@ -40,8 +40,11 @@ class Snapshots:
         machine: Machine,
         counters: Counters,
         background: Background,
+        report: Callable[[SnapshotMeta], None],
     ) -> None:
+        """`report` is told of every snapshot about to be written: its index and state hash are known by then."""
         self._name = name
+        self._report = report
         self._every = options.snapshot_entries
         self._chunk_bytes = options.snapshot_chunk_bytes
         self._storage = storage
@@ -83,6 +86,7 @@ class Snapshots:
         machine = self._machine
         meta = SnapshotMeta(batch.last, batch.term, machine.time, membership, index, 0, b"", machine.state_hash)
         cut = machine.cut()
+        self._report(meta)
         self._background(lambda: self._write(meta, cut))
 
     def read(self, index: int, offset: int) -> bytes:

@@ -23,6 +23,7 @@ from coord.events import BOUNDS, Counters, Durations
 
 #: The registry an app that already serves prometheus_client's metrics shows.
 GLOBAL = REGISTRY
+Registry = CollectorRegistry
 
 logger = logging.getLogger("coord.metrics")
 

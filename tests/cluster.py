@@ -144,6 +144,8 @@ class Member:
         self._pulled = b""
         #: Reads answered: by id, the index, or None for a failure.
         self.reads: dict[int, int | None] = {}
+        #: Called with each command but Send, before it is performed.
+        self.on_command: Callable[[str, Command], None] = lambda name, command: None
 
     # Inputs. Each returns the messages that follow from it.
 
@@ -237,6 +239,7 @@ class Member:
         return bool(self.all(Halt))
 
     def _perform(self, command: Command, sent: list[Send]) -> None:
+        self.on_command(self.name, command)
         if isinstance(command, Persist):
             self.disk.unsynced.append(command)
             return
@@ -297,6 +300,8 @@ class Cluster:
         self.settings = settings or Settings()
         self.seed = seed
         self.now = 0.0
+        #: Called with each command but Send, before it is performed.
+        self.on_command: Callable[[str, Command], None] = lambda name, command: None
         self.members = {name: self._start(name, Disk()) for name in names}
         #: (sender, message to whom) on their way, oldest first.
         self.network: deque[tuple[str, Send]] = deque()
@@ -330,9 +335,10 @@ class Cluster:
         self.down.add(name)
         self.network = deque((sender, send) for sender, send in self.network if name not in (sender, send.to))
 
-    def restart(self, name: str) -> None:
+    def restart(self, name: str, disk: Disk | None = None) -> None:
+        """The process begins again, with what its disk holds or with another disk."""
         self.down.discard(name)
-        self.members[name] = self._start(name, self.members[name].disk)
+        self.members[name] = self._start(name, disk or self.members[name].disk)
 
     # Time and messages.
 
@@ -401,7 +407,9 @@ class Cluster:
         return member
 
     def _start(self, name: str, disk: Disk) -> Member:
-        return Member(name, self.names, self.settings, disk=disk, now=self.now, seed=self.seed)
+        member = Member(name, self.names, self.settings, disk=disk, now=self.now, seed=self.seed)
+        member.on_command = lambda name, command: self.on_command(name, command)
+        return member
 
 
 def _leads(member: Member) -> bool:

@@ -99,6 +99,7 @@ class ZeroMQTransport:
         self._claim: PathClaim | None = None
         self._listen_fd = -1
         self._links: dict[str, Link] = {}
+        self._orphans: dict[str, Link] = {}
         self._monitor_numbers = itertools.count()
         #: The ROUTER may hold something. Its descriptor is edge-triggered: once seen, it is only cleared by a drain.
         self._readable = False
@@ -129,6 +130,7 @@ class ZeroMQTransport:
         self._pid = os.getpid()
         try:
             self._poller = Poller()
+            self._poller.wake()  # one that came before there was anything to wake is not lost either
             self._resolver = Resolver(self._poller.wake)
             self._context = zmq.Context(io_threads=1)
             if self._bind is not None:
@@ -175,8 +177,8 @@ class ZeroMQTransport:
         if self._closed:
             return
         self._closed = True
-        # No call into libzmq: in a child its sockets spin or abort. pyzmq, too, leaves them alone by the process id.
-        self._links = {}
+        # No call into libzmq: in a child its sockets spin or abort. They are kept, so that nothing finalizes them.
+        self._orphans, self._links = self._links, {}
         self._readable = False
         if self._claim is not None:
             self._claim.abandon()

@@ -78,9 +78,7 @@ def get(args: argparse.Namespace) -> int:
 def put(args: argparse.Namespace) -> int:
     value = _value(args)
     with client_of(args) as client:
-        revision = client.call(
-            "put", args.timeout, key=args.key, value=value, revision=args.if_revision, ttl=args.ttl
-        )
+        revision = client.call("put", args.timeout, key=args.key, value=value, revision=args.if_revision, ttl=args.ttl)
     if args.output == "json":
         print_json({"key": args.key, "revision": revision})
     else:

@@ -1,8 +1,8 @@
 """How commands talk to a running `coord node`: the frames, and the side that asks.
 
-A Unix socket, or a loopback port; one frame to ask, one or more in answer: four bytes of length, then msgpack. A request
-is [VERSION, operation, arguments]; an answer is any number of [ITEM, value], then [DONE, value] or [ERROR, exit code,
-text]. Whoever may open the socket may do everything: the socket of a data directory is open to its owner alone.
+A Unix socket, or a loopback port; one frame to ask, one or more in answer: four bytes of length, then msgpack. A
+request is [VERSION, operation, arguments]; an answer is any number of [ITEM, value], then [DONE, value] or
+[ERROR, exit code, text]. Whoever may open the socket may do everything: a data directory's is open to its owner alone.
 
 Plain sockets, as the asker must learn at once when nobody listens, and the node when an asker has gone.
 What must not live here: what the operations are (`coord.cli.control_server`).
@@ -46,7 +46,7 @@ class Gone(Exception):
 
 
 def control_address(text: str | None, data_dir: str | None) -> Address:
-    """Where a node's commands are taken: as told, else in its data directory. ConfigurationError names what is wrong."""
+    """Where a node's commands are taken: as told, else in its data directory. ConfigurationError says what is wrong."""
     if text is None:
         if data_dir is None:
             raise ConfigurationError("which node? give --data-dir DIR or --control ADDRESS, or set COORD_CONTROL")
@@ -116,7 +116,7 @@ def _receive(connection: socket.socket, length: int, deadline: float | None, *, 
 
 
 class ControlClient:
-    """One connection to a running node, closed at the end of a `with` statement. CommandError for all that goes wrong."""
+    """One connection to a running node, closed by a `with` statement. CommandError for all that goes wrong."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -140,7 +140,7 @@ class ControlClient:
         self._socket.close()
 
     def call(self, operation: str, timeout: float = _STATUS_SECONDS, **arguments: Any) -> Any:
-        """Ask, and return the one answer. `timeout`: seconds the node may take; it is told, where it waits for the group."""
+        """Ask, and return the one answer. `timeout`: seconds the node may take; it is told if it is to wait."""
         if operation != "status":
             arguments["timeout"] = timeout
         *_, (kind, value) = self._ask(operation, arguments, timeout + _MARGIN_SECONDS)
@@ -169,9 +169,13 @@ class ControlClient:
                 if answer[0] == DONE:
                     return
         except TimeoutError as error:
-            raise CommandError(f"the node at {self._address.text} does not answer; it may be overloaded", TIMEOUT) from error
+            raise CommandError(
+                f"the node at {self._address.text} does not answer; it may be overloaded", TIMEOUT
+            ) from error
         except Gone as error:
-            raise CommandError(f"the node at {self._address.text} has closed the connection; was it stopped?") from error
+            raise CommandError(
+                f"the node at {self._address.text} has closed the connection; was it stopped?"
+            ) from error
         except BadControlFrame as error:
             raise CommandError(f"the exchange with {self._address.text} failed: {error}") from error
         except (TypeError, ValueError, OverflowError) as error:
@@ -180,7 +184,8 @@ class ControlClient:
             raise CommandError(f"the connection to {self._address.text} broke: {error}") from error
 
     def _nobody(self, error: OSError) -> str:
-        return f"no node takes commands at {self._address.text}: {error.strerror or error}; is it running, and as this user?"
+        why = error.strerror or error
+        return f"no node takes commands at {self._address.text}: {why}; is it running, and as this user?"
 
 
 def _is_answer(answer: object) -> bool:
@@ -188,7 +193,12 @@ def _is_answer(answer: object) -> bool:
         return False
     if answer[0] in (ITEM, DONE):
         return len(answer) == 2
-    return answer[0] == ERROR and len(answer) == 3 and answer[1] in range(FAILED, TIMEOUT + 1) and isinstance(answer[2], str)
+    return (
+        answer[0] == ERROR
+        and len(answer) == 3
+        and answer[1] in range(FAILED, TIMEOUT + 1)
+        and isinstance(answer[2], str)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a running `coord node` does for other commands: the operations, their arguments, and the threads that serve them.
+"""What a running `coord node` does for other commands: the operations, their arguments, the threads that serve them.
 
 Each connection has a thread, as most operations wait for the group; there are at most CONNECTIONS_MAX. Every byte that
 comes in is checked; what is malformed ends its connection, is counted, and does nothing else.
@@ -68,7 +68,7 @@ ARGUMENTS: dict[str, dict[str, tuple[type, ...]]] = {
 
 
 class ControlServer:
-    """Serves one node's control address from construction to `close`. ConfigurationError when it cannot listen there."""
+    """Serves one node's control address, from construction to `close`. ConfigurationError if it cannot listen there."""
 
     def __init__(self, node: Node, address: Address) -> None:
         self.address = address
@@ -120,7 +120,8 @@ class ControlServer:
 
     def _accept(self) -> None:
         while True:
-            ready, _, _ = select.select([self._listener, self._wake_read], [], [])
+            sources: list[Any] = [self._listener, self._wake_read]
+            ready, _, _ = select.select(sources, [], [])
             if self._closing:
                 return
             if self._listener in ready:

@@ -1,7 +1,7 @@
 """One member of `coord demo`, in a process of its own: a node, and a worker that writes at a steady pace.
 
-It tells its parent what happens by lines of JSON on stdout and does what lines on stdin say; when stdin ends, its parent
-is gone, and so is it. What must not live here: what the demo does with members (`coord.cli.demo`).
+It tells its parent what happens by lines of JSON on stdout and does what lines on stdin say; when stdin ends, its
+parent is gone, and so is it. What must not live here: what the demo does with members (`coord.cli.demo`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from coord.node import Node
 PACE_SECONDS, REPORT_SECONDS = 0.02, 0.1
 #: A worker's keys; after as many writes it begins to overwrite, so that the demo may run for ever.
 SLOTS = 1000
-#: A write's number is looked for at `key_of(name, number)`.
 WRITE_TIMEOUT_SECONDS = 10.0
 
 
@@ -66,14 +65,19 @@ class DemoMember:
             elif order == "rest":
                 self._working.clear()
             elif order == "tell":
-                held = self._node.config.items("demo/")
-                self._say(kind="held", held={key: value for key, value in held})
+                status = self._node.status()
+                values = dict(self._node.config.items("demo/"))
+                self._say(kind="held", applied=status.applied_index, hash=status.state_hash, values=values)
             elif order == "stop":
                 return True
         return False
 
     def _work(self) -> None:
-        while self._working.wait() and not self._ending.is_set():
+        while not self._ending.is_set():
+            if not self._working.is_set():
+                self._say(kind="resting")
+                self._working.wait()
+                continue
             began = clock()
             number = self._number
             self._number += 1

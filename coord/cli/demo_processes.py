@@ -13,11 +13,14 @@ import sys
 import threading
 from typing import Any
 
+from coord.cli.demo_member import key_of
 from coord.cli.output import CommandError
 from coord.clock import clock
 
 #: Seconds a member has to end when told to, before it is killed.
 _END_SECONDS = 5.0
+#: Enough for the longest stretch that is looked back on.
+_TIMES_KEPT = 1000
 
 
 class DemoProcess:
@@ -84,14 +87,14 @@ class Group:
         self.members: dict[str, DemoProcess] = {}
         #: By worker, the number of the last write known to have been acknowledged at each of its keys.
         self.written: dict[str, dict[str, int]] = {name: {} for name in names}
-        #: By worker, (number, when acknowledged) of its latest writes, oldest first.
+        #: By worker, when its latest writes were acknowledged, oldest first.
         self.times: dict[str, list[float]] = {name: [] for name in names}
         self.counts = dict.fromkeys(names, 0)
         self.unknown = 0
-        #: What members said they hold, for the final comparison.
-        self.held: dict[str, dict[str, int]] = {}
-        #: By member and applied index: its state hash then.
-        self.hashes: dict[str, dict[int, str]] = {name: {} for name in names}
+        #: By member, what it says it holds: "values", and the "applied" index and "hash" they are at.
+        self.held: dict[str, dict[str, Any]] = {}
+        #: Whose worker has stopped writing.
+        self.resting: set[str] = set()
         self._heard: queue.SimpleQueue[tuple[DemoProcess, dict[str, Any]]] = queue.SimpleQueue()
         self._lives = 0
         self._expected_ends: set[int] = set()
@@ -157,22 +160,21 @@ class Group:
             self._take_write(member.name, message)
         elif kind == "status":
             member.status = message
-            self.hashes[member.name][message["applied"]] = message["hash"]
         elif kind == "held":
-            self.held[member.name] = message["held"]
+            self.held[member.name] = message
+        elif kind == "resting":
+            self.resting.add(member.name)
         elif kind == "unknown":
             self.unknown += 1
         elif kind == "ended" and member.life not in self._expected_ends:
             raise CommandError(f"member {member.name} has ended by itself: {member.last_words() or 'without a word'}")
 
     def _take_write(self, name: str, message: dict[str, Any]) -> None:
-        from coord.cli.demo_member import key_of
-
         self.written[name][key_of(name, message["number"])] = message["number"]
         self.counts[name] += 1
         times = self.times[name]
         times.append(message["at"])
-        del times[:-1000]
+        del times[:-_TIMES_KEPT]
 
 
 def _environment() -> dict[str, str]:

@@ -5,6 +5,7 @@ What must not live here: the story itself (`coord.cli.demo`).
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -27,8 +28,8 @@ class Screen:
     def __init__(self) -> None:
         self._began = clock()
         self._colour = wants_colour(sys.stdout)
-        # Colour is taste, but drawing needs a terminal that understands: TERM=dumb does not.
-        self.live = sys.stdout.isatty() and self._colour_capable()
+        # Colours are taste; drawing takes a terminal that understands.
+        self.live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._drawn = 0
         self._rows: Sequence[Sequence[str]] = ()
         self._footer = ""
@@ -58,22 +59,18 @@ class Screen:
         colours = [DIM, *(_ROLE_COLOURS.get(row[1], "") for row in rows)]
         return [f"  {self.style(line, colour)}" for line, colour in zip(plain, colours, strict=True)]
 
-    def finish(self) -> None:
-        """Leave the last table where it is. Idempotent."""
-        if self._drawn:
+    def finish(self, *, erase: bool = False) -> None:
+        """Draw no more; leave the last table where it is, or not. Idempotent."""
+        if erase:
+            self._erase()
+        if self.live:
             sys.stdout.write("\x1b[?25h")
-            self._drawn = 0
+        self._drawn = 0
         self._rows = ()
         sys.stdout.flush()
 
     def style(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if colour and self._colour else text
-
-    @staticmethod
-    def _colour_capable() -> bool:
-        import os
-
-        return os.environ.get("TERM", "dumb") != "dumb"
 
     def _erase(self) -> None:
         if self._drawn:

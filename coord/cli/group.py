@@ -113,7 +113,9 @@ def leader(args: argparse.Namespace) -> int:
         reply = client.call("status")
     name = reply["leader"]
     if name is None:
-        raise CommandError(f"no leader is known to {reply['name']!r}: its group has no quorum, or is electing", NO_QUORUM)
+        raise CommandError(
+            f"no leader is known to {reply['name']!r}: its group has no quorum, or is electing", NO_QUORUM
+        )
     if args.output == "json":
         print_json({"leader": name, "term": reply["term"]})
     else:

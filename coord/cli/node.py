@@ -31,9 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "node",
         help="run a member of a group until SIGTERM or Ctrl-C",
-        description="Run one member. Each setting is taken from its flag, else from the environment, else from --config.",
-        epilog="Prints a line when it runs and one for each change of role. Exit code 0 after SIGTERM or Ctrl-C, 1 when "
-        "it had to stop, 2 when a setting is refused.",
+        description="Run one member. A setting is taken from its flag, else from the environment, else from --config.",
+        epilog="Prints a line when it runs and one for each change of role. Exit code 0 after SIGTERM or Ctrl-C, 1 "
+        "when it had to stop, 2 when a setting is refused.",
     )
     add_arguments(parser)
     parser.set_defaults(func=node)

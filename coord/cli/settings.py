@@ -79,7 +79,9 @@ def settings_of(args: argparse.Namespace, environment: Mapping[str, str]) -> Nod
     found.update(_from_environment(environment))
     found.update(_from_flags(args))
     if not found.get("data_dir"):
-        raise ConfigurationError("data_dir is missing: give --data-dir DIR, or set COORD_DATA_DIR; the log is kept there")
+        raise ConfigurationError(
+            "data_dir is missing: give --data-dir DIR, or set COORD_DATA_DIR; the log is kept there"
+        )
     options = found.pop("options", {})
     known = {field.name for field in fields(Options)}
     for name in options:
@@ -147,17 +149,7 @@ def _parse_options(parts: Iterable[str], where: str) -> dict[str, Any]:
 
 def _read_file(path: str) -> dict[str, Any]:
     """What the TOML file says, with the types it must have."""
-    if sys.version_info < (3, 11):
-        raise ConfigurationError("--config needs Python 3.11 or later; give flags or environment variables instead")
-    import tomllib
-
-    try:
-        with open(path, "rb") as file:
-            found = tomllib.load(file)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    found = _load_toml(path)
     for name, value in found.items():
         if name not in _KEYS:
             raise ConfigurationError(f"{path}: there is no setting {name!r}; there are {', '.join(sorted(_KEYS))}")
@@ -168,3 +160,17 @@ def _read_file(path: str) -> dict[str, Any]:
 
 
 _KINDS: dict[type, str] = {bool: "true or false", str: "text", dict: "a table"}
+
+
+def _load_toml(path: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        try:
+            with open(path, "rb") as file:
+                return tomllib.load(file)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    raise ConfigurationError("--config needs Python 3.11 or later; give flags or environment variables instead")

@@ -17,7 +17,7 @@ import msgpack
 from coord.machine.limits import Limits, read_limits
 
 # Operation numbers are for ever: they are in logs. 48 to 79 belong to the lock table.
-OPEN_SESSION, EXPIRE_SESSION, TICK, SET_LIMITS = 1, 2, 3, 4
+OPEN_SESSION, EXPIRE_SESSION, TICK, SET_LIMITS, REPORT_HASH = 1, 2, 3, 4, 5
 CLOSE_SESSION = 16
 PUT, DELETE, TRANSACTION = 32, 33, 34
 
@@ -73,6 +73,12 @@ def tick() -> bytes:
 def set_limits(limits: Limits, replaces: int) -> bytes:
     """Set the limits, if those in force were set at index `replaces` (0: never); so a late duplicate does nothing."""
     return _pack((SET_LIMITS, replaces, limits.row()))
+
+
+def report_hash(owner: str, index: int, state_hash: int) -> bytes:
+    """Tell all members that the one named `owner` had this state hash at `index`. Changes nothing: see
+    `Machine.hash_reports`."""
+    return _pack((REPORT_HASH, owner, index, state_hash))
 
 
 def close_session(session: int, sequence: int, low_water: int) -> bytes:
@@ -243,6 +249,11 @@ def _check_limits(command: Command) -> None:
         raise BadCommand(str(error)) from error
 
 
+def _check_report(command: Command) -> None:
+    _need(len(command) == 4 and is_text(command[1], OWNER_BYTES_MAX), "owner")
+    _need(_is_number(command[2], 1) and _is_number(command[3], 0, UNSIGNED_MAX), "index or state hash")
+
+
 def _check_close(command: Command) -> None:
     _check_sender(command, 4)
 
@@ -287,6 +298,7 @@ _CHECKS: dict[int, Callable[[Command], None]] = {
     EXPIRE_SESSION: _check_expire,
     TICK: _check_tick,
     SET_LIMITS: _check_limits,
+    REPORT_HASH: _check_report,
     CLOSE_SESSION: _check_close,
     PUT: _check_put,
     DELETE: _check_delete,

@@ -113,11 +113,12 @@ class ConfigStore:
             revision, writes, rows, index = version
             if writes:
                 continue
-            found = [(key, Record(*row)) for key in index.candidates(prefix) if (row := rows.get(key)) is not None]
+            keys = index.candidates(prefix)
+            found = [(key, tuple.__new__(Record, row)) for key in keys if (row := rows.get(key)) is not None]
             if self._version is version:
                 return revision, found
         revision, rows = self.view()
-        return revision, [(key, Record(*rows[key])) for key in sorted(rows) if key.startswith(prefix)]
+        return revision, [(key, tuple.__new__(Record, rows[key])) for key in sorted(rows) if key.startswith(prefix)]
 
     # -- the thread that applies
 

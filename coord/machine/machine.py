@@ -22,6 +22,9 @@ from coord.machine.snapshot import Cut, State, read_state
 #: How many keys one tick removes at most, so that none holds up the driver; `next_due` then asks for another at once.
 TICK_KEYS_MAX = 1000
 
+#: How many indexes hash reports are kept for.
+HASH_REPORTS_MAX = 4
+
 #: (session, sequence, reply): who waits, and for what. Sequence 0: the open of the session.
 Outcome = tuple[int, int, Reply]
 
@@ -30,7 +33,7 @@ class Machine:
     """The replicated state.
 
     Invariant: everything here is a function of the commands applied so far, their indexes, terms and times; except
-    `_history`, `_pending` and the events, which are about what this member saw happen.
+    `hash_reports`, `_history`, `_pending` and the events, which are about what this member saw happen.
     """
 
     def __init__(
@@ -47,6 +50,9 @@ class Machine:
         self.limits = Limits() if limits is None else limits
         #: Index of the entry that set the limits, 0 before the first.
         self.limits_index = 0
+        #: Index: the state hash each member reported for it. The newest few; for comparing, not part of the state.
+        self.hash_reports: dict[int, dict[str, int]] = {}
+        self.hash_report_count = 0
         self.store = ConfigStore()
         self._clock = ClusterClock()
         self._sessions = SessionTable()
@@ -134,6 +140,8 @@ class Machine:
             self._expire_session(index, term, command)
         elif operation == commands.TICK:
             self._tick(index)
+        elif operation == commands.REPORT_HASH:
+            self._report_hash(command)
         else:
             assert operation == commands.SET_LIMITS, f"operation {operation} is decoded but not applied"
             self._set_limits(index, command)
@@ -210,6 +218,14 @@ class Machine:
         due = self.store.take_due(self._clock.now, TICK_KEYS_MAX)
         writes: list[Write] = [(key, self.store.row(key), None) for key in due]
         self._commit(index, writes, self.store.sizes_after(writes)[0])
+
+    def _report_hash(self, command: Command) -> None:
+        _, owner, index, state_hash = command
+        reports = self.hash_reports
+        self.hash_report_count += 1
+        reports.setdefault(index, {})[owner] = state_hash
+        if len(reports) > HASH_REPORTS_MAX:
+            del reports[min(reports)]
 
     def _set_limits(self, index: int, command: Command) -> None:
         _, replaces, row = command

@@ -213,7 +213,8 @@ class Core:
 
     def quorum_contact(self) -> float:
         """The latest time at which a quorum, this leader included, surely followed it."""
-        return held_by_quorum(self.voters, lambda name: self.now if name == self.name else self.progress[name].contact)
+        progress = self.progress
+        return held_by_quorum(self.voters, lambda name: self.now if name == self.name else progress[name].contact)
 
     def lease_until(self) -> float:
         """Until when no other leader can be elected; in the past when there is no lease (traps 32, 33)."""
@@ -331,6 +332,12 @@ class Core:
         """The driver has applied everything up to `index`."""
         assert self.applied <= index <= self.handed, f"applied {index}, handed {self.handed}"
         self.applied = index
+
+    def found(self, now: float) -> None:
+        """A fresh member of what may be a fresh group: do not wait a whole election timeout for the first leader."""
+        self.now = now
+        if self.term == 0 and not self.lone:
+            election.found(self)
 
     def peer_gone(self, now: float, peer: str) -> None:
         """The transport has proof that `peer`'s process ended. If it led, an election need not wait."""

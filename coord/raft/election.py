@@ -28,6 +28,12 @@ def reset_timer(core: Core) -> None:
     core.election_due = core.now + core.rng.uniform(low, high)
 
 
+def found(core: Core) -> None:
+    """This member has never heard of a leader, so most likely there is none to wait for: campaign as soon as the others
+    may have started. If there is one, a pre-vote does it no harm."""
+    core.election_due = core.now + core.settings.heartbeat * core.rng.uniform(1, 3)
+
+
 def hurry(core: Core) -> None:
     """The leader is known to be gone: campaign soon, each survivor at its own moment so that votes do not split."""
     survivors = [name for name in core.voters if name not in core.gone]

@@ -129,7 +129,9 @@ def _ask_again(core: Core, name: str, progress: Progress, message: HeartbeatResp
     else would ever bring it (trap 20). An empty append asks for it, at most once a heartbeat."""
     last, size, round_number = progress.inflight[0]
     sent_at = core.rounds.sent_at(round_number)
-    if message.verified < last or sent_at is None or core.now - sent_at < core.settings.heartbeat:
+    if message.disk_slow or message.verified < last or sent_at is None:
+        return
+    if core.now - sent_at < core.settings.heartbeat:
         return
     term = core.log.term_at(last)
     if term is None:

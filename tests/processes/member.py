@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import sys
 import threading
 import time
@@ -106,6 +107,10 @@ class Served:
                 if revision != known.get(key, 0):
                     known[key] = revision
                     say(seen=[key, revision, None if entry is None else entry.value])
+
+    def fill_disk(self) -> None:
+        """From now on every write to a file fails, as on a full disk."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
     def stop(self, timeout: float = 5.0) -> None:
         self._node.stop(timeout)

@@ -55,7 +55,7 @@ def test_a_batch_is_read_back_from_anywhere_in_a_buffer(batch: Batch, before: by
 def test_the_layout_is_fixed() -> None:
     batch = make_batch(COMMANDS, 2, 3, 4, [encode_entry(b"ab"), encode_entry(b"")], 2)
     assert batch.data.hex() == (
-        "dbf02f90" "0a000000" "00" "000000" "02000000" "0200000000000000" "0300000000000000" "0400000000000000"
+        "2fa276e0" "0a000000" "00" "000000" "02000000" "0200000000000000" "0300000000000000" "0400000000000000"
         "02000000" "6162" "00000000"
     )  # fmt: skip
 

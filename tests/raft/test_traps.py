@@ -1179,6 +1179,12 @@ def test_every_trap_has_a_place() -> None:
     assert sorted([*WHERE, *LATER]) == list(range(1, 56))
 
 
+@pytest.mark.parametrize("number", sorted(LATER))
+def test_what_waits_is_not_tested_yet(number: int) -> None:
+    pattern = re.compile(rf"^ *def test_trap_{number:02}_", re.MULTILINE)
+    assert not any(pattern.search(source.read_text()) for source in TESTS.rglob("test_*.py"))
+
+
 @pytest.mark.parametrize("number", sorted(WHERE))
 def test_the_tests_of_a_trap_are_where_the_table_says(number: int) -> None:
     place = TESTS / WHERE[number]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -202,6 +204,25 @@ def test_both_disks_behave_alike(kind: str, tmp_path: Path) -> None:
     for action in (files.unlink, files.size, lambda gone: files.read(gone, 0, 1)):
         with pytest.raises(FileNotFoundError):
             action(f"{path}/g")
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_write_cut_short_by_the_kernel_goes_on(big: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_write = os.pwritev
+
+    def cut_short(descriptor: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+        return whole_write(descriptor, [b"".join(buffers)[:30_000]], offset)
+
+    monkeypatch.setattr(os, "pwritev", cut_short)
+    files = OsFiles()
+    handle = files.create(f"{tmp_path}/f", 0)
+    pieces = [bytes([number]) * 997 for number in range(200 if big else 60)]
+    files.write(handle, 5, pieces)
+    assert files.read(f"{tmp_path}/f", 5, 1 << 20) == b"".join(pieces)
+    monkeypatch.setattr(os, "pwritev", lambda *_: 0)
+    with pytest.raises(OSError, match="takes no more bytes"):
+        files.write(handle, 0, [b"x"])
+    files.close(handle)
 
 
 def test_real_files_are_private_and_do_not_follow_links(tmp_path: Path) -> None:

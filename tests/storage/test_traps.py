@@ -10,7 +10,14 @@ import pytest
 from coord.raft.messages import HardState, Persist
 from coord.storage.base import Recovered
 from coord.storage.memory import MemoryDisk
-from coord.storage.records import RECORD_HEADER_BYTES, read_segment_header
+from coord.storage.records import (
+    PERSIST,
+    RECORD_HEADER_BYTES,
+    encode_persist,
+    encode_record,
+    read_record,
+    read_segment_header,
+)
 from coord.storage.replay import read_log
 from storage.builders import (
     PATH,
@@ -87,6 +94,22 @@ def test_trap_37_failed_fsync_is_terminal() -> None:
     assert disk.calls == calls, "nothing is ever tried again"
     assert storage.failure is failure
     assert storage.durable() == 1
+
+
+def test_trap_37_what_is_queued_when_the_disk_fails_is_never_written() -> None:
+    disk, storage = fresh_storage()
+    for index in range(1, 10):
+        put(storage, appended(index, index, 1, size=100))
+    for index in (2, 8):
+        take_snapshot(storage, index, 1)
+    storage.write(appended(10, 10, 1))
+    disk.fail("sync_directory", 1, errno.EIO)
+    storage.compact(8)
+    assert storage.failure is not None
+    writes = disk.calls["write"]
+    storage.sync()
+    assert disk.calls["write"] == writes
+    assert storage.durable() == 9
 
 
 def test_trap_37_what_a_failed_fsync_left_in_the_page_cache_is_not_trusted() -> None:
@@ -202,6 +225,24 @@ def test_trap_41_stale_records_never_pass() -> None:
         assert [kept.first for kept in recovered.batches] == list(range(1, 8))
         assert recovered.damage == ""
         assert "unfinished write" in recovered.notes[0]
+
+
+def test_trap_41_a_record_must_follow_the_very_one_before_it() -> None:
+    """Right seed, checksum and number, but written after another record: a write that went to the wrong place."""
+    disk, path, offsets = three_records()
+    data = disk.read(path, 0, 2000)
+    seed = read_segment_header(data).seed
+    last = read_record(data, offsets[-2], seed, None)
+    numbers = (last.sequence + 1, last.sequence - 1, 0)
+    accepted = []
+    for previous in (last.crc, last.crc ^ 1):
+        parts, body = encode_persist(voted(1, 7, "z"))
+        header, _ = encode_record(seed, previous, PERSIST, parts, 0, numbers, body)
+        survivor = power_cut(disk)
+        for at, byte in enumerate(header + b"".join(body)):
+            survivor.flip(path, offsets[-1] + at, byte)
+        accepted.append(open_storage(survivor, segment_bytes=2000).recover().hard_state.vote)
+    assert accepted == ["z", ""]
 
 
 def test_trap_41_what_follows_a_cut_tail_is_written_to_another_file() -> None:

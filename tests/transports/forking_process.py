@@ -1,6 +1,6 @@
 """A member that forks, as a web server's worker pool does, and whose child lets go of the transport.
 
-Lines on its input: "fork", "fork and stay", "receive", "close". It lives as long as its input.
+Lines on its input: "fork", "fork and exit" as Python does, "fork and stay", "receive", "close". It ends with its input.
 """
 
 from __future__ import annotations
@@ -40,8 +40,14 @@ def main() -> None:
             pid = os.fork()
             if pid == 0:
                 os.close(keep_open)
+                if command == "fork and exit":
+                    transport.abandon()
+                    del transport
+                    sys.exit(0)
                 os._exit(child(transport, parent_lives, stay=command.endswith("stay")))
-            if command == "fork":
+            if command == "fork and exit":
+                print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+            elif command == "fork":
                 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "descriptors of ours left", flush=True)
             else:
                 print("child stays", flush=True)

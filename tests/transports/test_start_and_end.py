@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import zmq
 
 from coord.errors import ConfigurationError
+from coord.transports import link, poller
 from coord.transports.zeromq import ZeroMQTransport
-from transport_lab import Lab, Member, OtherProcess, turns_for, until
+from transport_lab import PATIENCE, Lab, Member, OtherProcess, turns_for, until
 
 
 def start_error(bind: str) -> str:
@@ -125,6 +128,8 @@ def test_an_abstract_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bind", ["tcp://*:0", "tcp://0.0.0.0:0", "tcp://localhost:0", "tcp://lo:0", "tcp://[::1]:0"])
 def test_ways_to_listen(bind: str) -> None:
+    if "[" in bind and not has_ipv6():
+        pytest.skip("this system has no IPv6")
     transport = ZeroMQTransport(bind)
     transport.start()
     port = transport.address.rpartition(":")[2]
@@ -140,6 +145,14 @@ def test_ways_to_listen(bind: str) -> None:
     other.close()
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_a_libzmq_with_known_holes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 2))
     assert "4.3.3" in start_error("tcp://127.0.0.1:0")
@@ -151,6 +164,42 @@ def test_malformed_peers_change_nothing(socket_lab: Lab) -> None:
         a.transport.set_peers({"c": "tcp://10.0.0.1"})
     assert a.transport.send("b", b"x")
     until(lambda: b.frames == [b"x"], b)
+
+
+def test_without_descriptors_a_peer_is_tried_again(tcp_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host app may have used up all of them for a while."""
+    a, b = tcp_lab.start("a"), tcp_lab.start("b")
+    failures = [0]
+
+    def fail(*_: object) -> None:
+        failures[0] += 1
+        raise zmq.ZMQError(errno.EMFILE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zmq.Context, "socket", fail)
+        patch.setattr(link, "RESOLVE_PAUSE_MAX", 0.05)
+        patch.setattr(link, "RESOLVE_PAUSE", 0.02)
+        a.transport.set_peers({"b": tcp_lab.address("b")})
+        until(lambda: failures[0] >= 3, a)
+        assert not a.transport.send("b", b"x")
+    until(lambda: a.kinds("b") == ["up"], a, b)
+
+
+def test_start_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(poller, "_open_wake_fds", fail)
+    assert "Too many open files" in start_error("tcp://127.0.0.1:0")
+
+
+def test_a_wake_before_start_is_not_lost(tcp_lab: Lab) -> None:
+    transport = tcp_lab.make("a")
+    transport.wake()
+    transport.start()
+    begun = time.monotonic()
+    transport.poll(PATIENCE * 2)
+    assert time.monotonic() - begun < PATIENCE
 
 
 def test_many_starts_leave_nothing_behind(tmp_path: Path) -> None:
@@ -186,6 +235,7 @@ def counted() -> tuple[int, int]:
 def test_a_child_that_abandons_disturbs_nobody(tmp_path: Path) -> None:
     process = OtherProcess("forking_process.py", f"ipc://{tmp_path}/a.sock")
     try:
+        assert process.ask("fork and exit") == "0"
         watcher = ZeroMQTransport(None)
         watcher.start()
         member = Member(watcher)

@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# What lies beside this file is measured, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import coord
 
 NAMES = ("a", "b", "c")
@@ -71,7 +74,8 @@ CALLS: dict[str, Callable[[coord.Node, int], None]] = {
 
 def run_threads(node: coord.Node, call: str, threads: int, seconds: float) -> list[float]:
     """Have `threads` callers call for so long; how long each call took."""
-    function, took = CALLS[call], [[] for _ in range(threads)]
+    function = CALLS[call]
+    took: list[list[float]] = [[] for _ in range(threads)]
     problems: list[BaseException] = []
     ready = threading.Barrier(threads)
 
@@ -170,14 +174,11 @@ def serve_member(settings: dict[str, Any]) -> None:
 class MemberProcess:
     def __init__(self, name: str, peers: dict[str, str], directory: Path) -> None:
         settings = {"name": name, "bind": peers[name], "peers": peers, "data_dir": str(directory / name)}
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join([*(entry for entry in sys.path if entry), root])
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--member", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
         )
 
     def ask(self, do: str, **order: Any) -> Any:
@@ -323,7 +324,9 @@ def main() -> None:
         serve_member(json.loads(arguments.member))
         return
     figures = run(arguments.seconds)
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
+    machine = (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
+    )
     if arguments.json:
         print(json.dumps({"machine": machine, "figures": [vars(figure) for figure in figures]}, indent=2))
     else:

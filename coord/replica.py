@@ -60,6 +60,7 @@ from coord.wire import BadFrame, Identity, decode, encode
 
 _raft_log = logging.getLogger("coord.raft")
 _net_log = logging.getLogger("coord.net")
+_wal_log = logging.getLogger("coord.wal")
 
 NANOSECONDS = 1_000_000_000
 
@@ -94,6 +95,8 @@ class Replica:
         self.failure: CoordError | None = None
         #: What others say against this member: it cannot take part until that is resolved.
         self.refusal = ""
+        #: What each last said, so that it is logged once, however often they repeat it.
+        self._refused_by: dict[str, str] = {}
         self._addresses = addresses
         self.storage = storage
         self._send_frame = send
@@ -102,6 +105,8 @@ class Replica:
         self._rng = rng
 
         recovered = storage.recover()
+        for note in recovered.notes:
+            _wal_log.warning("%s: %s", identity.name, note)
         membership = membership_of(addresses)
         snapshot = recovered.snapshot
         self.machine = Machine(history_revisions=options.history_revisions, history_bytes=options.history_bytes)
@@ -433,8 +438,11 @@ class Replica:
 
     def _on_refused(self, command: Refused) -> None:
         # One that follows a leader is not meant, but somebody else who goes by its name.
-        if self.refusal != command.reason and self.core.leader is None:
-            self.refusal = command.reason
+        if self.core.leader is not None:
+            return
+        self.refusal = command.reason
+        if self._refused_by.get(command.by) != command.reason:
+            self._refused_by[command.by] = command.reason
             _raft_log.warning("%s: refused by %s: %s", self.identity.name, command.by, command.reason)
 
     def _on_halt(self, command: Halt) -> None:

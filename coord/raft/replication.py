@@ -125,8 +125,8 @@ def on_heartbeat_response(core: Core, sender: str, message: HeartbeatResponse) -
 
 
 def _ask_again(core: Core, name: str, progress: Progress, message: HeartbeatResponse) -> None:
-    """What was sent has arrived and is not acknowledged: the answer waits for the disk, or it was lost, and then nothing
-    else would ever bring it (trap 20). An empty append asks for it, at most once a heartbeat."""
+    """What was sent has arrived and is not acknowledged. Either the answer waits for the disk, or it was lost, and then
+    nothing else would ever bring it (trap 20). An empty append asks for it, at most once a heartbeat."""
     last, size, round_number = progress.inflight[0]
     sent_at = core.rounds.sent_at(round_number)
     if message.disk_slow or message.verified < last or sent_at is None:

@@ -18,7 +18,7 @@ _MOUNT = 'mount -t tmpfs -o %s tmpfs "$0" && exec "$@"'
 
 
 def mounted(member: MemberProcess, options: str) -> MemberProcess:
-    """`member`, with a small file system for its data that only its own process sees; skips where that is not allowed."""
+    """`member`, with a small file system for its data that only its own process sees, where that is allowed."""
     member.data_dir.mkdir()
     member.prefix = ["unshare", "--mount", "sh", "-c", _MOUNT % options, str(member.data_dir)]
     if os.geteuid() != 0 or shutil.which("unshare") is None:

@@ -24,7 +24,8 @@ def leader(nodes: Nodes) -> coord.Node:
     """The leader of a group of three that has written something."""
     members = nodes.start("a", "b", "c")
     members[0].config.put("k", 1, timeout=PATIENCE)
-    return until(lambda: next((node for node in members if node.status().role == "leader"), None), "a leader")
+    until(lambda: any(node.status().role == "leader" for node in members), "a leader")
+    return next(node for node in members if node.status().role == "leader")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -9,13 +10,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import coord
+from coord.reads import Read
 from inputs.conftest import PATIENCE, Nodes, until
 
 USES: dict[str, Callable[[coord.Node], Any]] = {
@@ -202,20 +205,31 @@ def test_a_write_without_a_majority_certainly_never_happens(nodes: Nodes) -> Non
     assert b.config.get("k", linearizable=True) is None
 
 
-def test_an_interrupted_write_leaves_nothing_behind(nodes: Nodes) -> None:
-    (alone,) = nodes.start("a")
-    loop = alone._running_loop()
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """Ctrl-C as soon as this thread waits for an answer."""
+    me = threading.get_ident()
+
+    def waits() -> bool:
+        code = sys._current_frames()[me].f_code
+        return code.co_name == "wait" and Path(code.co_filename).name == "loop.py"
 
     def interrupt() -> None:
-        until(lambda: loop.replica.unanswered == 1, "the write waits")
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        until(waits, "the call waits")
+        signal.pthread_kill(me, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        alone.config.put("k", "interrupted", timeout=PATIENCE)
+        yield
     thread.join()
-    assert loop.replica.unanswered == 0
+
+
+def test_an_interrupted_write_leaves_nothing_behind(nodes: Nodes) -> None:
+    (alone,) = nodes.start("a")
+    with interrupted():
+        alone.config.put("k", "interrupted", timeout=PATIENCE)
+    assert alone._running_loop().replica.unanswered == 0
     b, _ = nodes.start("b", "c")
     assert alone.config.put("other", 1, timeout=PATIENCE) > 0
     assert b.config.get("k", linearizable=True) is None
@@ -223,26 +237,24 @@ def test_an_interrupted_write_leaves_nothing_behind(nodes: Nodes) -> None:
 
 def test_an_interrupted_linearizable_read_leaves_nothing_behind(nodes: Nodes) -> None:
     (alone,) = nodes.start("a")
-    replica = alone._running_loop().replica
-
-    def interrupt() -> None:
-        until(lambda: replica._reads, "the read waits")
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted():
         alone.config.get("k", linearizable=True, timeout=PATIENCE)
-    thread.join()
+    until(lambda: not any(type(found) is Read for found in gc.get_objects()), "the read is forgotten")
     nodes.start("b", "c")
     assert alone.config.put("k", 1, timeout=PATIENCE) > 0
     assert alone.config.get("k", linearizable=True) == 1
-    until(lambda: not replica._reads, "the read is forgotten")
 
 
 def test_an_exit_without_stop_ends_the_process(tmp_path: Path) -> None:
     """A script that forgets to stop its node still ends, with its own exit code."""
-    script = f"import coord, sys; n = coord.Node('a', data_dir={str(tmp_path / 'a')!r}).start(); n.config['k'] = 1; sys.exit(7)"
+    script = (
+        "import coord, sys\n"
+        f"node = coord.Node('a', data_dir={str(tmp_path / 'a')!r}).start()\n"
+        "node.config['k'] = 1\n"
+        "sys.exit(7)\n"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, timeout=PATIENCE, check=False
+    )
     assert (done.returncode, done.stderr) == (7, b"")

@@ -13,7 +13,7 @@ import coord
 from inputs.conftest import Nodes
 
 HOME = "tcp://127.0.0.1:7400"
-THREE = {"a": HOME, "b": "tcp://127.0.0.1:7401", "c": "tcp://127.0.0.1:7402"}
+THREE: dict[Any, str] = {"a": HOME, "b": "tcp://127.0.0.1:7401", "c": "tcp://127.0.0.1:7402"}
 
 
 @pytest.mark.parametrize(

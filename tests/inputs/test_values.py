@@ -30,8 +30,9 @@ def test_a_value_that_cannot_be_stored(node: coord.Node, value: Any, text: str) 
         node.config.put_async("a", value)
     with pytest.raises(ValueError, match=text):
         node.config.compare_and_set("a", value, revision=coord.ABSENT)
-    with pytest.raises(ValueError, match=text), node.config.transaction() as transaction:
-        transaction.put("b", 1)
+    transaction = node.config.transaction()
+    transaction.put("b", 1)
+    with pytest.raises(ValueError, match=text):
         transaction.put("a", value)
     assert node.config.snapshot() == {"other": 1}
     assert node.config.put("other", 2) == before + 1

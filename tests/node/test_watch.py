@@ -12,7 +12,7 @@ import pytest
 
 import coord
 from coord.watch import BACKLOG
-from node.group import Group, LabNode, until
+from node.group import Group, until
 
 
 def take(watch: coord.Watch, count: int) -> list[coord.Event]:
@@ -324,15 +324,17 @@ def test_many_watches(cfg: coord.ConfigMap) -> None:
     assert len(cfg._coordinator._running_loop().replica.watches) == 0
 
 
-def test_a_watch_outlives_a_change_of_leader(three: Group, leader: LabNode) -> None:
-    follower = three.followers()[0]
+def test_a_watch_outlives_a_change_of_leader_and_the_restart_of_others(make_group: Callable[..., Group]) -> None:
+    group = make_group(durable=True)
+    group.start()
+    leader, follower = group.leader().name, group.followers()[0]
     with follower.config.watch("k", conflate=False) as watch:
         follower.config["k1"] = 1
-        three.stop(leader.name)
-        three.leader()
+        group.stop(leader)
+        group.leader()
         follower.config["k2"] = 2
-        three.start(leader.name)
-        three.nodes[leader.name].config["k3"] = 3
+        group.start(leader)
+        group.nodes[leader].config["k3"] = 3
         assert [event.value for event in take(watch, 3)] == [1, 2, 3]
 
 

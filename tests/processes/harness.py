@@ -119,7 +119,9 @@ class MemberProcess:
             # On Python 3.11 and later coord's own time-outs arrive here too.
             if isinstance(error, coord.CoordError):
                 raise
-            raise AssertionError(f"member {self.name} did not answer {do} within {PATIENCE} s:\n{self.tail()}") from error
+            raise AssertionError(
+                f"member {self.name} did not answer {do} within {PATIENCE} s:\n{self.tail()}"
+            ) from error
 
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]
@@ -200,7 +202,7 @@ class Group:
     """Members a, b and c (or others), each in its own process with its own directory."""
 
     def __init__(self, directory: Path, names: str = "abc", **options: Any) -> None:
-        self.peers = {name: address for name, address in zip(names, free_addresses(), strict=False)}
+        self.peers = dict(zip(names, free_addresses(), strict=False))
         self.members = {name: MemberProcess(name, self.peers, directory, options) for name in names}
 
     def __enter__(self) -> Group:

@@ -51,7 +51,7 @@ class Served:
         """Every key's value and revision, no older than this call."""
         config = self._node.config
         config.get("-", linearizable=True, timeout=timeout)
-        entries = ((key, config.entry(key)) for key in config.keys())
+        entries = ((key, config.entry(key)) for key in config)
         return {key: [entry.value, entry.revision] for key, entry in entries if entry is not None}
 
     def arrive(self, revision: int, timeout: float) -> None:

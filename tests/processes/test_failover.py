@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def wait_written(member: MemberProcess, key: str, more: int) -> None:
 
 def longest_gap(paced: dict[str, Any], since: float) -> float:
     assert paced["errors"] == []
-    times = paced["acknowledged"]
-    return max(later - earlier for earlier, later in zip(times, times[1:], strict=False) if later > since)
+    times: list[float] = paced["acknowledged"]
+    return max(later - earlier for earlier, later in pairwise(times) if later > since)
 
 
 def take_away(group: Group, way: Callable[[MemberProcess], None], key: str) -> float:

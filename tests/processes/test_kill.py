@@ -57,7 +57,9 @@ def run_round(number: int, group: Group, history: History, rng: random.Random) -
     workload.check()
     for member in group.alive:
         history.check_end(member.call("everything"))
-    return f"{number}: killed {''.join(member.name for member in chosen)}, {WRITES // 5} writes on after {resumed:.2f} s"
+    return (
+        f"{number}: killed {''.join(member.name for member in chosen)}, {WRITES // 5} writes on after {resumed:.2f} s"
+    )
 
 
 def test_kill_9_loses_nothing(tmp_path: Path) -> None:

@@ -54,9 +54,7 @@ class Workload:
                 lambda: self._problems or self.history.acknowledged >= acknowledged, PATIENCE
             )
         self.check()
-        assert done, "the writes do not go on:\n" + "\n".join(
-            member.tail() for member in self._group.members.values()
-        )
+        assert done, "the writes do not go on:\n" + "\n".join(member.tail() for member in self._group.members.values())
 
     def check(self) -> None:
         if self._problems:

@@ -61,13 +61,15 @@ def test_the_layout_is_fixed() -> None:
 
 
 def test_any_single_bit_flip_is_detected() -> None:
-    batch = make_batch(COMMANDS, 5, 77, 123456789, [encode_entry(b"some"), encode_entry(b""), encode_entry(b"bytes")], 3)
+    batch = make_batch(
+        COMMANDS, 5, 77, 123456789, [encode_entry(b"some"), encode_entry(b""), encode_entry(b"bytes")], 3
+    )
     for place in range(len(batch.data)):
         for bit in range(8):
             damaged = bytearray(batch.data)
             damaged[place] ^= 1 << bit
             with pytest.raises(DamagedBatch):
-                read_batch(damaged)
+                read_batch(bytes(damaged))
 
 
 def test_any_truncation_is_detected() -> None:
@@ -118,4 +120,4 @@ def test_batches_with_the_same_bytes_are_the_same() -> None:
     assert one != two
     assert one != one.data
     assert len({one, two, read_batch(one.data)}) == 2
-    assert HEADER_BYTES + 4 == len(one.data)
+    assert len(one.data) == HEADER_BYTES + 4

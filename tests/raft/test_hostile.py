@@ -60,13 +60,16 @@ def memberships(draw: st.DrawFn) -> Membership:
 @st.composite
 def runs(draw: st.DrawFn) -> list[Batch]:
     """Batches that mostly follow each other, as the wire insists, and sometimes do not."""
-    first, term, found = draw(st.integers(1, 9)), draw(terms), []
+    first, term = draw(st.integers(1, 9)), draw(terms)
+    found: list[Batch] = []
     for _ in range(draw(st.integers(0, 3))):
         kind = draw(st.sampled_from([COMMANDS, COMMANDS, NOOP, MEMBERSHIP]))
-        entries = [encode_entry(draw(memberships()).encode())] if kind == MEMBERSHIP and draw(flags) else draw(payloads)
+        entries = draw(payloads)
+        if kind == MEMBERSHIP and draw(flags):
+            entries = [encode_entry(draw(memberships()).encode())]
         found.append(make_batch(kind, term, first, draw(numbers), entries, len(entries)))
-        first = found[-1].last + 1 if draw(st.integers(0, 9)) else draw(st.integers(1, 9))
-        term += draw(st.sampled_from([0, 0, 1]))
+        first = found[-1].last + 1 if draw(flags) or draw(flags) else draw(st.integers(1, 9))
+        term = min(HUGE, term + draw(st.sampled_from([0, 0, 1])))
     return found
 
 

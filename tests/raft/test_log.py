@@ -30,7 +30,9 @@ def logs(draw: st.DrawFn) -> tuple[Log, dict[int, Batch]]:
     for count, step in draw(shapes):
         term += step
         log.append(batch(term, log.last_index + 1, *["x"] * count))
-        holder.update(dict.fromkeys(range(log.last_index - count + 1, log.last_index + 1), log.batch_at(log.last_index)))
+        holder.update(
+            dict.fromkeys(range(log.last_index - count + 1, log.last_index + 1), log.batch_at(log.last_index))
+        )
     return log, holder
 
 

@@ -56,7 +56,7 @@ ONE = ["a", "tcp://a", 1, True]
         [1, []],
         [1, [["a", "tcp://a", 1, False]]],
         [-1, [ONE]],
-        [1 << 70 if False else True, [ONE]],
+        [True, [ONE]],
         ["1", [ONE]],
         [1, [["", "tcp://a", 1, True]]],
         [1, [["a" * 64, "tcp://a", 1, True]]],
@@ -74,7 +74,7 @@ ONE = ["a", "tcp://a", 1, True]
     ],
 )
 def test_what_is_no_membership_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match="not a membership|unpack"):
         read_membership(msgpack.packb(value))
 
 
@@ -88,7 +88,7 @@ def test_any_bytes_are_a_membership_or_a_value_error(data: bytes) -> None:
 
 def test_a_batch_with_two_entries_sets_no_membership() -> None:
     entry = encode_entry(membership_of({"a": ""}).encode())
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match="not a membership|unpack"):
         membership_in(make_batch(MEMBERSHIP, 1, 1, 0, [entry, entry], 2))
     with pytest.raises(AssertionError):
         membership_in(make_batch(COMMANDS, 1, 1, 0, [entry], 1))

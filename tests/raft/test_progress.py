@@ -82,7 +82,12 @@ def test_nothing_is_sent_to_who_pulls_a_snapshot() -> None:
     progress.sent(6, 10, 1)
     progress.become_snapshot(20, 3.0)
     assert not progress.may_send(64, 1000)
-    assert (progress.state, progress.snapshot_index, progress.offered_at, len(progress.inflight)) == (SNAPSHOT, 20, 3.0, 0)
+    assert (progress.state, progress.snapshot_index, progress.offered_at, len(progress.inflight)) == (
+        SNAPSHOT,
+        20,
+        3.0,
+        0,
+    )
 
 
 moves = st.lists(

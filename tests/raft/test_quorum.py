@@ -82,7 +82,9 @@ def test_any_two_quorums_that_hold_an_index_share_a_voter(held: dict[str, int]) 
     granted=st.frozensets(st.sampled_from(NAMES)),
     refused=st.frozensets(st.sampled_from(NAMES)),
 )
-def test_an_election_is_won_lost_or_open(voters: tuple[str, ...], granted: frozenset[str], refused: frozenset[str]) -> None:
+def test_an_election_is_won_lost_or_open(
+    voters: tuple[str, ...], granted: frozenset[str], refused: frozenset[str]
+) -> None:
     refused -= granted
     result = vote_result(voters, granted, refused)
     assert result == dumb_vote(voters, set(granted), set(refused))

@@ -23,7 +23,7 @@ def test_however_many_rounds_are_begun_an_old_one_still_proves_something() -> No
         sent_at = rounds.sent_at(number)
         # Never later than it was sent: that would make a lease too long.
         assert sent_at is not None
-        assert 0 <= (number - 1) / 1000 - sent_at
+        assert sent_at <= (number - 1) / 1000
     # What is under way is known closely: the last second to a few milliseconds.
     assert all((number - 1) / 1000 - (rounds.sent_at(number) or 0) < 0.02 for number in range(99_000, 100_001))
 

@@ -7,6 +7,7 @@ receiver does about it. After an intended change: `pytest --rewrite`, then read 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import datadriven
@@ -40,9 +41,9 @@ class Stage:
             "drop": self.drop,
             "stabilize": lambda: self.cluster.settle(),
             "propose": self.propose,
-            "read": lambda name, number: self.member(name).read(int(number)),
+            "read": self.read,
             "transfer": self.transfer,
-            "snapshot": lambda name: self.member(name).snapshot() and None,
+            "snapshot": self.snapshot,
             "gone": self.gone,
             "hold-disk": lambda name: setattr(self.member(name), "hold_disk", True),
             "sync-disk": self.sync_disk,
@@ -68,11 +69,11 @@ class Stage:
         return member
 
     def members(self, arguments: list[str], logs: tuple[str, ...]) -> None:
-        """`members a b c heartbeat=0.1`, then perhaps a line "a: 1 1 2" for each that starts with entries of terms."""
+        """`members a b c max_inflight_messages=2`, then perhaps a line "a: 1 1 2" for each that starts with entries of terms."""
         names = [argument for argument in arguments if "=" not in argument]
         knobs = dict(argument.split("=") for argument in arguments if "=" in argument)
-        values = {name: value == "yes" if value in ("yes", "no") else int(value) for name, value in knobs.items()}
-        self.cluster = Cluster(*names, settings=Settings(**values))
+        values = {name: int(value) for name, value in knobs.items()}
+        self.cluster = Cluster(*names, settings=replace(Settings(), **values))
         self.cluster.on_message = self.show_message
         self.cluster.on_command = self.show_command
         for line in logs:
@@ -141,6 +142,12 @@ class Stage:
         member.work()
         if refused:
             self.shown.append(f"{name} refuses: {refused}")
+
+    def read(self, name: str, number: str) -> None:
+        self.member(name).read(int(number))
+
+    def snapshot(self, name: str) -> None:
+        self.member(name).snapshot()
 
     def gone(self, name: str, peer: str) -> None:
         member = self.member(name)

@@ -54,7 +54,8 @@ def with_log(*terms: int, term: int | None = None, members: str = "abc", setting
 
 def a_membership(*learners: str, members: str = "abc", group_number: int = 7) -> Membership:
     return Membership(
-        {name: MemberRecord(f"ipc://{name}", incarnation_of(name), name not in learners) for name in members}, group_number
+        {name: MemberRecord(f"ipc://{name}", incarnation_of(name), name not in learners) for name in members},
+        group_number,
     )
 
 
@@ -257,7 +258,9 @@ def test_trap_09_late_answers_to_a_pre_vote_are_no_votes() -> None:
 def test_trap_10_a_granted_pre_vote_speaks_of_the_term_asked_for() -> None:
     member = with_log(1, 1, term=4)
     assert message(member.receive("b", VoteRequest(9, 2, 1, pre=True)), VoteResponse) == VoteResponse(9, True, pre=True)
-    assert message(member.receive("b", VoteRequest(9, 1, 1, pre=True)), VoteResponse) == VoteResponse(4, False, pre=True)
+    assert message(member.receive("b", VoteRequest(9, 1, 1, pre=True)), VoteResponse) == VoteResponse(
+        4, False, pre=True
+    )
     assert (member.core.term, member.core.vote) == (4, "")
     asker = with_log(1, 1, term=8)
     asker.time_out()
@@ -468,7 +471,9 @@ def test_trap_21_a_sync_begun_before_a_truncation_proves_nothing_about_what_came
 
 
 def test_trap_22_a_membership_is_not_changed_on_top_of_an_uncommitted_one() -> None:
-    unsure = make_batch(MEMBERSHIP, 1, 1, 0, [encode_entry(membership_of({n: f"ipc://{n}" for n in "abc"}).encode())], 1)
+    unsure = make_batch(
+        MEMBERSHIP, 1, 1, 0, [encode_entry(membership_of({n: f"ipc://{n}" for n in "abc"}).encode())], 1
+    )
     leader = Member("a", "abc", disk=Disk(hard_state=HardState(1), batches=[unsure]))
     leader.stand()
     assert leader.core.role == LEADER
@@ -574,14 +579,15 @@ def test_trap_31_only_an_answer_to_a_later_round_confirms_a_read() -> None:
 
 def test_trap_31_a_round_of_an_older_term_confirms_nothing() -> None:
     leader = Member("a", "abc").lead()
-    for _ in range(20):
-        leader.core.rounds.begin(leader.now)
     leader.wait(10.0)
     leader.stand()
     acknowledge(leader, "b", "c")
     leader.read(1)
-    leader.receive("b", HeartbeatResponse(1, 15, 1))
+    newest = leader.core.rounds.newest
+    leader.receive("b", HeartbeatResponse(1, newest, 1))
     assert leader.reads == {}
+    leader.receive("b", HeartbeatResponse(2, newest, 1))
+    assert leader.reads == {1: 2}
 
 
 def with_lease() -> Member:
@@ -779,8 +785,11 @@ def test_trap_36_alone_nothing_commits_before_the_own_disk_has_it() -> None:
     committed = lone.core.commit
     index = lone.propose("x")
     assert (lone.core.commit, lone.applied) == (committed, [])
-    lone.sync()
+    lone.propose("y")
+    lone.sync(1)
     assert (lone.core.commit, lone.applied) == (index, [(index, "x")])
+    lone.sync()
+    assert lone.core.commit == index + 1
 
 
 def test_trap_36_a_quorum_of_others_need_not_wait_for_the_leaders_disk() -> None:
@@ -979,8 +988,24 @@ def test_trap_53_a_pull_without_a_leader_wakes_nobody() -> None:
     follower.wait(0.1)
     follower.core.peer_gone(follower.now, "b")
     follower.time_out()
+    follower.wait(1.0)
     assert follower.core.pull is not None
     assert follower.core.deadline() > follower.now
+
+
+def test_trap_53_a_piece_being_stored_wakes_nobody() -> None:
+    leader, follower = snapshot_pair()
+    assert leader.core.snapshot is not None
+    core = follower.core
+    pull = message(follower.receive("b", SnapshotOffer(1, 1, leader.core.snapshot)), SnapshotPull)
+    core.step(follower.now, "b", incarnation_of("b"), message(leader.receive("a", pull), SnapshotChunk))
+    core.take()
+    core.tick(follower.now + 1.0)
+    assert core.deadline() > follower.now + 1.0
+    assert core.take() == []
+    # A piece that could not be kept ends the pull; the leader will offer again.
+    core.snapshot_failed(follower.now + 1.0, leader.core.snapshot.index)
+    assert core.pull is None
 
 
 def test_trap_53_an_older_snapshot_is_not_installed() -> None:
@@ -1083,7 +1108,9 @@ def test_trap_54_forwarded_proposals_are_taken_in_order_and_once() -> None:
     entries = [encode_entry(text.encode()) for text in "uvwx"]
 
     def put(number: int, count: int, stream: int = 1) -> ProposeResponse:
-        return message(leader.receive("b", Propose(1, stream, number, entries[number : number + count])), ProposeResponse)
+        return message(
+            leader.receive("b", Propose(1, stream, number, entries[number : number + count])), ProposeResponse
+        )
 
     assert put(2, 1).expected == 0
     assert put(0, 2).expected == 2
@@ -1113,19 +1140,28 @@ def test_two_leaders_of_one_term_stop_whoever_hears_both() -> None:
 
 def test_after_a_halt_nothing_is_sent_written_or_promised() -> None:
     leader = Member("a", "abc").lead()
-    leader.hold_disk = True
-    leader.propose("x")
-    leader.read(1)
+    leader.outbox.clear()
+    # All of it in the turn that ends with the halt.
+    leader.core.propose(leader.now, [encode_entry(b"x")])
+    leader.core.read(leader.now, 1)
     leader.core.halt("a reason")
+    assert leader.work() == []
+    assert (leader.halted, leader.disk.batches[-1].last) == (True, 1)
     assert leader.propose("y") == 0
     assert "a reason" in leader.core.transfer_leadership(leader.now, "b")
-    written = len(leader.disk.unsynced)
-    for sent in (leader.wait(10.0), leader.receive("b", VoteRequest(9, 99, 9)), leader.sync()):
-        assert sent == []
-    assert written == 1
+    assert leader.wait(10.0) == leader.receive("b", VoteRequest(9, 99, 9)) == []
     assert leader.core.term == 1
     leader.read(2)
     assert leader.reads == {2: None}
+
+
+def test_a_promise_waiting_for_the_disk_dies_with_a_halt() -> None:
+    voter = Member("a", "abc")
+    voter.hold_disk = True
+    voter.receive("b", VoteRequest(1, 0, 0))
+    voter.core.halt("a reason")
+    voter.work()
+    assert voter.sync() == []
 
 
 def test_reads_asked_just_before_winning_are_answered() -> None:

@@ -20,7 +20,7 @@ from coord.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from coord.raft.progress import PROBE, REPLICATE
+from coord.raft.progress import REPLICATE
 from coord.raft.roles import CANDIDATE, LEADER
 from simulation.state import Gap, State
 
@@ -260,11 +260,11 @@ class Checks:
             self._require(core.term > seen.term, f"I6: term falls from {seen.term}", member)
         elif core.vote != seen.vote:
             self._require(not seen.vote, f"trap 3: vote {seen.vote!r} becomes {core.vote!r} in its term", member)
+        if core.role == LEADER and (seen.role != LEADER or core.term != seen.term):
+            self._elected(member)
         if core.commit != seen.commit:
             self._require(core.commit > seen.commit, f"I6: commit falls from {seen.commit}", member)
             self._committed(member)
-        if core.role == LEADER and (seen.role != LEADER or core.term != seen.term):
-            self._elected(member)
         self._seen[member.name] = Seen(member)
 
     def after_turn(self, member: Member) -> None:
@@ -289,7 +289,7 @@ class Checks:
                 self._require(
                     progress.match < progress.next <= log.last_index + 1
                     and (progress.state == REPLICATE or not progress.inflight)
-                    and (progress.state == PROBE or not progress.paused)
+                    and not (progress.state == REPLICATE and progress.paused)
                     and progress.acked_round <= core.rounds.newest,
                     f"its view of {name} is impossible: {progress.state} {progress.match} {progress.next}",
                     member,

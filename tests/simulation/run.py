@@ -1,0 +1,51 @@
+"""Running seeds one after the other, and what they add up to.
+
+What must not live here: what happens in one world (`world`).
+"""
+
+from __future__ import annotations
+
+from simulation.knobs import Knobs, draw
+from simulation.world import World
+
+
+class Totals:
+    """Of many worlds: so that one sees what was tried, not only that nothing was found."""
+
+    def __init__(self) -> None:
+        self.seeds = self.events = self.sent = self.lost = self.doubled = self.crashes = self.committed = 0
+        self.seconds = 0.0
+        self.happened: dict[str, int] = {}
+
+    def add(self, world: World) -> None:
+        self.seeds += 1
+        self.events += world.timeline.count
+        self.seconds += world.timeline.now
+        self.sent += world.network.sent
+        self.lost += world.network.lost
+        self.doubled += world.network.doubled
+        self.crashes += world.crashes
+        self.committed += world.checks.committed
+        for what, count in world.checks.happened.items():
+            self.happened[what] = self.happened.get(what, 0) + count
+
+    def describe(self, elapsed: float) -> str:
+        rare = ", ".join(f"{what} {count}" for what, count in sorted(self.happened.items()))
+        return (
+            f"{self.seeds} seeds, {self.events} events, {self.events / elapsed:.0f} a second; {self.seconds:.0f} virtual "
+            f"seconds, {self.sent} messages ({self.lost} lost, {self.doubled} doubled), {self.crashes} crashes, "
+            f"{self.committed} entries committed; {rare}"
+        )
+
+
+def run_seed(seed: int, totals: Totals | None = None, knobs: Knobs | None = None) -> None:
+    world = World(seed, knobs if knobs is not None else draw(seed))
+    try:
+        world.run()
+    except BaseException as error:
+        if isinstance(error, AssertionError):
+            error.args = (f"{error}\n  replay: PYTHONPATH=tests python -m simulation --seed {seed} --trace",)
+        raise
+    finally:
+        if totals is not None:
+            totals.add(world)

@@ -300,7 +300,7 @@ class ConfigMap(MutableMapping[str, Any]):
         initial: bool = True,
         conflate: bool = True,
         timeout: float | None = None,
-        callback: Callable[[Event], None] | None = None,
+        callback: Callable[[Event], object] | None = None,
     ) -> Watch:
         """Watch the keys that start with `prefix`: an iterator of events in order of revision, without a gap.
 
@@ -494,11 +494,11 @@ def _begin_watch(replica: Replica, watch: Watch, from_revision: int | None, init
     replica.watches.add(watch)
 
 
-def _deliver_soon(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Event], None]) -> None:
+def _deliver_soon(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Event], object]) -> None:
     dispatcher.run(lambda: _deliver(dispatcher, watch, callback))
 
 
-def _deliver(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Event], None]) -> None:
+def _deliver(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Event], object]) -> None:
     """Give a callback what is there, on the thread for callbacks; after so many events others have their turn."""
     for _ in range(_EVENTS_PER_TASK):
         try:

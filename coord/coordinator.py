@@ -184,7 +184,7 @@ class Coordinator:
         replica = loop.replica
         seconds = self.default_timeout if timeout is None else timeout
         leader = replica.core.leader
-        if replica.refusal and leader is None:
+        if unsent and replica.refusal and leader is None:
             return IdentityError(f"{self.name!r} is refused by its group: {replica.refusal}")
         if leader is None:
             why = f"member {self.name!r} knows no leader; {_absent(loop)}"

@@ -15,10 +15,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from coord.duties import Duties
 from coord.errors import ClosedError, CoordError, IdentityError, OutcomeUnknown, StorageError
 from coord.events import Counters
 from coord.machine import commands
-from coord.machine.limits import Limits
 from coord.machine.machine import Machine
 from coord.machine.replies import SESSION_ENDED, SESSION_ID_IN_USE
 from coord.machine.sessions import OPENED
@@ -149,9 +149,7 @@ class Replica:
 
         #: When each member was last heard.
         self._heard: dict[str, float] = {}
-        self._led_since = now
-        self._limits_proposed = 0
-        self._expiring: dict[int, int] = {}
+        self._duties: Duties | None = None
         #: (done, reply): given out at the end of the turn, once the next batch is on its way.
         self._answers: list[tuple[Callable[[Any], None], Any]] = []
         self._connect()
@@ -184,7 +182,8 @@ class Replica:
             self.core.tick(now)
         if now >= self._housekeeping_due:
             self._housekeep()
-        self._lead()
+        if self._duties is not None:
+            self._duties.every_turn()
         self._work()
         self._answer()
         return self._deadline()
@@ -335,10 +334,8 @@ class Replica:
             deadline = min(deadline, self._housekeeping_due)
         if self.core.leader is not None:
             deadline = min(deadline, self._reads.due())
-        if self.core.role == LEADER:
-            due = self.machine.next_due()
-            if due is not None:
-                deadline = min(deadline, self.now + max(0.001, (due - self.core.cluster_time()) / NANOSECONDS))
+        if self._duties is not None:
+            deadline = min(deadline, self._duties.deadline())
         return deadline
 
     def _receive(self, frame: bytes) -> None:
@@ -396,9 +393,9 @@ class Replica:
             command.leader or "unknown",
             command.reason,
         )
+        self._duties = None
         if command.role == LEADER:
-            self._led_since = self.now
-            self._expiring = {}
+            self._duties = Duties(self.core, self.machine, self.options)
         if command.leader is not None:
             self.refusal = ""
 
@@ -563,20 +560,7 @@ class Replica:
         return self._rng.getrandbits(64) or 1
 
     # ----------------------------------------------------------------------------------------------------------------
-    # What only the leader does.
-
-    def _lead(self) -> None:
-        """What falls due by time: the group's limits, keys and sessions that outlived their ttl."""
-        core, machine = self.core, self.machine
-        if not core.leads_surely or not core.accepting:
-            return
-        wanted = _limits(self.options)
-        if machine.limits != wanted and self._limits_proposed != core.term:
-            self._limits_proposed = core.term
-            self._propose(commands.set_limits(wanted, machine.limits_index))
-        due = machine.next_due()
-        if due is not None and due <= core.cluster_time():
-            self._propose(commands.tick())
+    # Once in a while.
 
     def _housekeep(self) -> None:
         """Once a heartbeat: what costs too much for every turn."""
@@ -589,22 +573,8 @@ class Replica:
         if self.core.leader is None:
             self._outbox.prune()
             self._reads.prune()
-        elif self.core.leads_surely and self.core.accepting:
-            self._expire_sessions()
-
-    def _expire_sessions(self) -> None:
-        """End the sessions of members not heard from for a whole ttl, counted anew by every leader. Guarded by the
-        term: an old leader's entry does nothing."""
-        for session, (owner, ttl) in self.machine.session_ttls().items():
-            heard = max(self._led_since, self._heard.get(owner, 0.0))
-            if owner == self.identity.name or self.now - heard <= ttl / NANOSECONDS:
-                continue
-            if self._expiring.get(session) != self.core.term:
-                self._expiring[session] = self.core.term
-                self._propose(commands.expire_session(session, self.core.term))
-
-    def _propose(self, command: bytes) -> None:
-        self.core.propose(self.now, [encode_entry(command)])
+        elif self._duties is not None:
+            self._duties.expire_sessions(self._heard)
 
     def _connect(self) -> None:
         """Addresses given at start win over those in the log: who edits them wants them used."""
@@ -631,16 +601,6 @@ def _settings(options: Options) -> Settings:
         max_inflight_messages=options.max_inflight_messages,
         max_inflight_bytes=options.max_inflight_bytes,
         max_uncommitted_bytes=options.max_uncommitted_bytes,
-    )
-
-
-def _limits(options: Options) -> Limits:
-    return Limits(
-        value_bytes=options.max_value_bytes,
-        transaction_bytes=options.max_transaction_bytes,
-        state_bytes=options.max_state_bytes,
-        keys=options.max_keys,
-        sessions=options.max_sessions,
     )
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from coord.raft.batch import COMMANDS, NOOP, Batch, encode_entry, make_batch
+from coord.raft.batch import COMMANDS, MEMBERSHIP, NOOP, Batch, encode_entry, make_batch
 from coord.raft.core import Core, Start
-from coord.raft.membership import Membership, membership_of
+from coord.raft.membership import MemberRecord, Membership, membership_of
 from coord.raft.messages import (
     AppendResponse,
     Apply,
@@ -34,6 +34,8 @@ from coord.raft.messages import (
     SendSnapshot,
     SnapshotChunk,
     SnapshotMeta,
+    SnapshotOffer,
+    SnapshotPull,
     StoreSnapshot,
     VoteResponse,
 )
@@ -55,6 +57,15 @@ def batch(term: int, first: int, *payloads: str, kind: int = COMMANDS, time: int
         return make_batch(NOOP, term, first, time, [encode_entry(b"")], 1)
     entries = [encode_entry(payload.encode()) for payload in payloads]
     return make_batch(kind, term, first, time, entries, len(entries))
+
+
+def membership_with(*learners: str) -> Membership:
+    """A membership of "a", "b" and "c", all of them known; the learners do not vote."""
+    return Membership({n: MemberRecord(f"ipc://{n}", incarnation_of(n), n not in learners) for n in "abc"}, 7)
+
+
+def membership_batch(term: int, index: int, membership: Membership) -> Batch:
+    return make_batch(MEMBERSHIP, term, index, 0, [encode_entry(membership.encode())], 1)
 
 
 def log_of(*terms: int) -> list[Batch]:
@@ -180,12 +191,17 @@ class Member:
         """Win an election, after which everybody else takes all there is in the log."""
         core = self.core
         self.stand()
-        for peer in core.others:
-            self.receive(peer, AppendResponse(core.term, True, core.log.last_index, core.rounds.newest))
+        self.acknowledged_by(*core.others)
         self.outbox.clear()
         assert core.role == LEADER, f"{self.name} is {core.role}"
         assert core.commit == core.log.last_index
         return self
+
+    def acknowledged_by(self, *peers: str) -> None:
+        """These followers hold this leader's whole log, and answer its newest round."""
+        for peer in peers:
+            core = self.core
+            self.receive(peer, AppendResponse(core.term, True, core.log.last_index, core.rounds.newest))
 
     def propose(self, *payloads: str) -> int:
         """The first one's index, or 0 when refused."""
@@ -414,6 +430,27 @@ class Cluster:
 
 def _leads(member: Member) -> bool:
     return member.core.role == LEADER and not member.core.halted
+
+
+def started(*terms: int, term: int | None = None, members: str = "abc", settings: Settings | None = None) -> Member:
+    """Member "a" with one entry of each of these terms on its disk, in the last one's term or a newer one."""
+    hard_state = HardState(max([*terms, 0]) if term is None else term)
+    return Member("a", members, settings, disk=Disk(hard_state=hard_state, batches=log_of(*terms)))
+
+
+def pull_all(member: Member, leader: Member) -> None:
+    """Offer `leader`'s snapshot to `member`, and carry its pieces over."""
+    meta = leader.core.snapshot
+    assert meta is not None
+    leader.core.progress[member.name].become_snapshot(meta.index, leader.now)
+    sent = member.receive(leader.name, SnapshotOffer(leader.core.term, 1, meta))
+    while pulls := messages(sent, SnapshotPull):
+        chunks = [chunk for pull in pulls for chunk in messages(leader.receive(member.name, pull), SnapshotChunk)]
+        sent = member.receive(leader.name, *chunks)
+
+
+def voters(member: Member) -> str:
+    return "".join(member.core.voters)
 
 
 def roles(member: Member) -> list[str]:

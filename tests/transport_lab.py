@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,23 @@ def turns_for(seconds: float, *members: Member) -> None:
     while time.monotonic() < deadline:
         for member in members:
             member.turn()
+
+
+#: What an anonymous, unencrypted peer says before its first frame (ZMTP 3.0).
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+READY_DEALER = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+READY_ROUTER = READY_DEALER.replace(b"DEALER", b"ROUTER")
+
+
+def shake_hands(connection: socket.socket, ready: bytes, patience: float = PATIENCE) -> None:
+    """Take a raw connection past its handshake: what follows are frames. Raises TimeoutError."""
+    connection.settimeout(patience)
+    connection.sendall(GREETING + ready)
+    answer = b""
+    while b"READY" not in answer:  # a frame before the other end is ready would be taken for a command
+        received = connection.recv(4096)
+        assert received, "the other end hung up"
+        answer += received
 
 
 class Lab:

@@ -158,7 +158,9 @@ class ControlServer:
             pass
         except BadControlFrame as error:
             self.dropped += 1
-            _log.warning("control: dropped a connection: %s", error)
+            if self.dropped == 1:
+                # Whoever sends such bytes can send many: the log must not fill with them. `coord status` counts on.
+                _log.warning("control: dropped a connection: %s (the first; those that follow are only counted)", error)
         except OSError as error:
             _log.debug("control: a connection broke: %s", error)
         finally:

@@ -30,6 +30,11 @@ def key_of(name: str, number: int) -> str:
     return f"demo/{name}/{number % SLOTS:04d}"
 
 
+def log_path(directory: str) -> str:
+    """Where a member's stderr goes, by its data directory."""
+    return f"{directory}.stderr"
+
+
 class DemoMember:
     def __init__(self, name: str, directory: str, peers: dict[str, str], first_number: int) -> None:
         self._node = Node(name, bind=peers[name], peers=peers, data_dir=directory, group="demo", registry=None)
@@ -122,6 +127,7 @@ class DemoMember:
         """The parent was killed, so nobody else removes what is on disk."""
         shutil.rmtree(self._directory, ignore_errors=True)
         try:
+            os.unlink(log_path(self._directory))
             os.rmdir(os.path.dirname(self._directory))
         except OSError:
             return  # another member's is still there; the last one removes the folder

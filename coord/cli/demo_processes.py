@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-from coord.cli.demo_member import key_of
+from coord.cli.demo_member import key_of, log_path
 from coord.cli.output import CommandError
 from coord.clock import clock
 
@@ -30,8 +30,8 @@ class DemoProcess:
         self.name = name
         self.life = life
         self.status: dict[str, Any] | None = None
-        self.log_path = f"{directory}.stderr"
-        with open(self.log_path, "ab") as log:
+        self._log_path = log_path(directory)
+        with open(self._log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "coord.cli.demo_member", name, directory, json.dumps(peers), str(first_number)],
                 stdin=subprocess.PIPE,
@@ -71,7 +71,7 @@ class DemoProcess:
     def last_words(self) -> str:
         """The last line on its stderr."""
         try:
-            with open(self.log_path, encoding="utf-8", errors="replace") as log:
+            with open(self._log_path, encoding="utf-8", errors="replace") as log:
                 lines = log.read().splitlines()
         except OSError:
             return ""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli.lab import Process
 
-StartNode = Callable[..., Process]
+from cli.lab import Process, StartNode
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
-"""What the tests of the command share: running it as a user would, in processes of its own."""
+"""What the tests of the command share: running it as a user would, and nodes in processes of their own."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -9,10 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import coord
+from coord.cli.main import main
 
 #: Nothing here takes long; this is how long a stalled machine may take before a test gives up.
 PATIENCE = 60.0
@@ -27,11 +32,38 @@ def environment(**more: str) -> dict[str, str]:
     return {**plain, "PYTHONPATH": str(Path(coord.__file__).parent.parent), **more}
 
 
-def run(*arguments: str, stdin: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-    """One command, to its end."""
+#: These take over the process they run in.
+_NEED_A_PROCESS = ("node", "demo")
+
+
+def run(*arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    """One command, to its end: in this process, as starting one for each takes most of the time there is."""
+    if arguments[:1] and arguments[0] in _NEED_A_PROCESS:
+        return run_process(*arguments, stdin=stdin, **more)
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
+    with (
+        mock.patch.dict(os.environ, environment(**more), clear=True),
+        mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        stream.seek(0)
+        texts.append(stream.read())
+    return subprocess.CompletedProcess(arguments, code, *texts)
+
+
+def run_process(*arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    """One command, to its end, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "coord.cli", *arguments],
-        input="" if stdin is None else stdin,
+        input=stdin,
         capture_output=True,
         text=True,
         env=environment(**more),
@@ -41,7 +73,7 @@ def run(*arguments: str, stdin: str | None = None, **more: str) -> subprocess.Co
     )
 
 
-def output(*arguments: str, stdin: str | None = None, **more: str) -> str:
+def output(*arguments: str, stdin: str = "", **more: str) -> str:
     """What a command that must succeed prints."""
     done = run(*arguments, stdin=stdin, **more)
     assert done.returncode == 0, done.stderr
@@ -54,7 +86,7 @@ def parsed(*arguments: str) -> Any:
     return json.loads(output(*arguments, "-o", "json"))
 
 
-def complaint(code: int, *arguments: str, stdin: str | None = None, **more: str) -> str:
+def complaint(code: int, *arguments: str, stdin: str = "", **more: str) -> str:
     """The one line on stderr of a command that must end with `code`."""
     done = run(*arguments, stdin=stdin, **more)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
@@ -139,3 +171,7 @@ class Process:
     def _read_errors(self) -> None:
         assert self.process.stderr is not None
         self._errors.extend(self.process.stderr)
+
+
+#: The fixture `start_node`.
+StartNode = Callable[..., Process]

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgpack
 import pytest
-from cli.lab import PATIENCE, free_port
 
 import coord
+from cli.lab import PATIENCE, free_port
 from coord.cli import control
 from coord.cli.control import ControlClient, control_address, receive_frame, target_of
 from coord.cli.control_server import CONNECTIONS_MAX, ControlServer
@@ -217,7 +217,7 @@ def test_the_socket_is_the_owners_alone_and_one_left_behind_is_replaced(node: co
         left_behind.bind(address.path)
     server = ControlServer(node, address)
     assert stat.S_IMODE(os.stat(address.path).st_mode) == 0o600
-    with pytest.raises(ConfigurationError, match="^control: another process listens on"):
+    with pytest.raises(ConfigurationError, match=r"^control: another process listens on"):
         ControlServer(node, address)
     with ControlClient(address) as client:
         assert client.call("status")["name"] == "node"
@@ -343,5 +343,3 @@ def test_no_quorum_is_told_from_slowness(folder: Path) -> None:
             client.call("get", 0.2, key="k", linearizable=True)
         assert caught.value.code == NO_QUORUM
         server.close(PATIENCE)
-
-

@@ -6,16 +6,16 @@ import subprocess
 import sys
 
 import pytest
-from cli.lab import PATIENCE, complaint, environment, run
 
 import coord
+from cli.lab import PATIENCE, complaint, environment, run, run_process
 from coord.cli.main import COMMANDS
 from coord.cli.output import exit_code
 from coord.errors import ERRORS
 
 
 def test_the_version() -> None:
-    assert run("--version").stdout == f"coord {coord.__version__}\n"
+    assert run_process("--version").stdout == f"coord {coord.__version__}\n"
 
 
 def test_help_names_every_command() -> None:
@@ -31,9 +31,11 @@ def test_every_command_has_help(name: str) -> None:
     assert done.stdout.startswith(f"usage: coord {name} ")
 
 
-@pytest.mark.parametrize("arguments", [(), ("bogus",), ("put", "k"), ("status", "--bogus"), ("get", "k", "--timeout", "x")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("bogus",), ("put", "k"), ("status", "--bogus"), ("get", "k", "--timeout", "x")]
+)
 def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
-    done = run(*arguments)
+    done = run_process(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

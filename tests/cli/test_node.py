@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli.conftest import StartNode
-from cli.lab import complaint, free_port, output, run
+
+from cli.lab import StartNode, complaint, free_port, output, run
 
 THREE = "a=tcp://127.0.0.1:1,b=tcp://127.0.0.1:2,c=tcp://127.0.0.1:3"
 
@@ -26,7 +26,13 @@ THREE = "a=tcp://127.0.0.1:1,b=tcp://127.0.0.1:2,c=tcp://127.0.0.1:3"
         (("-d", "{}/d", "--option", "heartbeat=1"), "heartbeat=1"),
         (("-d", "{}/d", "--control", "tcp://10.0.0.1:7400"), "whoever reaches it may do everything"),
         (("-d", "{}/" + "d" * 100), "too long for a Unix socket"),
-        (("-d", "/dev/null/d",), "/dev/null/d"),
+        (
+            (
+                "-d",
+                "/dev/null/d",
+            ),
+            "/dev/null/d",
+        ),
     ],
 )
 def test_settings_that_are_refused(folder: Path, arguments: tuple[str, ...], problem: str) -> None:

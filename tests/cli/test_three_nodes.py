@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.conftest import StartNode
-from cli.lab import PATIENCE, QUICK, Process, complaint, output, parsed, run
+
+from cli.lab import PATIENCE, QUICK, Process, StartNode, complaint, output, parsed, run
 
 NAMES = ("a", "b", "c")
 
@@ -91,9 +91,7 @@ def test_leadership_is_handed_over(trio: Trio) -> None:
     leader = trio.leader()
     follower, _ = trio.without(leader)
     text = complaint(4, "transfer", *trio.at(follower))
-    assert text == (
-        f"coord: {follower!r} does not lead, so it cannot hand leadership over; ask {leader!r}, which does"
-    )
+    assert text == (f"coord: {follower!r} does not lead, so it cannot hand leadership over; ask {leader!r}, which does")
     assert output("transfer", follower, *trio.at(leader)) == f"{follower} leads\n"
     assert trio.leader() == follower
     # Being stopped it hands over too, and the others need not wait for a timeout.

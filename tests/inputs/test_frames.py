@@ -24,8 +24,8 @@ def leader(nodes: Nodes) -> coord.Node:
     """The leader of a group of three that has written something."""
     members = nodes.start("a", "b", "c")
     members[0].config.put("k", 1, timeout=PATIENCE)
-    until(lambda: any(node.status().role == "leader" for node in members), "a leader")
-    return next(node for node in members if node.status().role == "leader")
+    leaders: list[coord.Node] = until(lambda: [node for node in members if node.status().role == "leader"], "a leader")
+    return leaders[0]
 
 
 @pytest.fixture

@@ -73,7 +73,9 @@ class LabNode(coord.Node):
 class Group:
     """Members a, b and c. Stopped members start again as new nodes, with their data if the group is durable."""
 
-    def __init__(self, directory: str, *, durable: bool = False, options: coord.Options = QUICK, **changes: Any) -> None:
+    def __init__(
+        self, directory: str, *, durable: bool = False, options: coord.Options = QUICK, **changes: Any
+    ) -> None:
         self._directory = directory
         self._durable = durable
         self.options = replace(options, **changes)
@@ -139,5 +141,3 @@ def converged(*nodes: coord.Node) -> str:
 
     state_hash: str = until(shared, "equal states")
     return state_hash
-
-

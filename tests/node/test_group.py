@@ -1,4 +1,4 @@
-"""The config map of a group of three: what each member sees when, and what callers are told when members are cut off."""
+"""The config map of a group of three: what each member sees, and what callers are told when members are cut off."""
 
 from __future__ import annotations
 
@@ -95,9 +95,11 @@ def test_ephemeral_keys_belong_to_one_member(three: Group) -> None:
     assert entry is not None and entry.session == three.nodes["a"].session
     with pytest.raises(coord.Conflict, match="another live session"):
         b["owned"] = 2
-    with pytest.raises(coord.Conflict, match="another live session"), b.transaction() as t:
-        t.put("fine", 1)
-        t.put("owned", 2)
+    t = b.transaction()
+    t.put("fine", 1)
+    t.put("owned", 2)
+    with pytest.raises(coord.Conflict, match="another live session"):
+        t.commit()
     started = clock()
     with pytest.raises(coord.Conflict, match="another live session"):
         b.update("owned", lambda value: value + 1)

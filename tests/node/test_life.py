@@ -1,4 +1,4 @@
-"""The life of a node: it starts nothing before it is told, keeps its data, hands over, and is gone when it has stopped."""
+"""The life of a node: it starts nothing before it is told, keeps its data, hands over, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 import coord
 from coord.clock import clock
+from coord.machine.commands import WINDOW
 from node.group import Group, converged, until
 
 
@@ -140,7 +141,8 @@ def test_nothing_is_left_after_many_lives(directory: str) -> None:
             node.config.watch(callback=lambda event: None)
             node.config.put_async("k", number).result(20)
 
-    live(0), live(1)
+    live(0)
+    live(1)
     files = open_files()
     for number in range(50):
         live(number)
@@ -192,7 +194,7 @@ def test_a_start_that_fails_leaves_nothing(directory: str) -> None:
     ids=str,
 )
 def test_settings_are_checked_at_construction(arguments: dict[str, Any], says: str) -> None:
-    with pytest.raises(coord.ConfigurationError, match="=|:") as caught:
+    with pytest.raises(coord.ConfigurationError, match=r"=|:") as caught:
         coord.Node(**arguments)
     assert says in str(caught.value)
 
@@ -239,6 +241,64 @@ def test_stop_under_load_of_many_threads_tells_each_the_truth(directory: str) ->
         found = again.config.snapshot()
     assert {key for key, there in certain.items() if there} - found.keys() == set()
     assert {key for key, there in certain.items() if not there} & found.keys() == set()
+
+
+def held_up(node: coord.Node) -> threading.Event:
+    """Has the background thread wait until the event is set."""
+    gate, waiting = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        gate.wait(20)
+
+    loop = node._running_loop()
+    loop._calls.append(wait)
+    loop.transport.wake()
+    assert waiting.wait(20)
+    return gate
+
+
+def test_what_was_asked_before_the_stop_is_done_before_it(directory: str) -> None:
+    node = coord.Node(data_dir=f"{directory}/data", registry=None).start()
+    gate = held_up(node)
+    futures = [node.config.put_async(f"k{number}", number) for number in range(10)]
+    stopper = threading.Thread(target=node.stop)
+    stopper.start()
+    until(lambda: not node._running_loop().running, "the stop")
+    gate.set()
+    stopper.join()
+    assert [future.exception(0) for future in futures] == [None] * 10
+    with coord.Node(data_dir=f"{directory}/data", registry=None) as again:
+        assert len(again.config) == 10
+
+
+def test_who_waited_for_room_is_told_what_became_of_it() -> None:
+    """Their turn comes when the session is about to end, or has: then their write certainly has no effect."""
+    node = coord.Node(registry=None).start()
+    gate = held_up(node)
+    futures = [node.config.put_async("k", number) for number in range(WINDOW)]
+    outcomes: list[type[BaseException] | None] = []
+
+    def work(number: int) -> None:
+        try:
+            node.config[f"k{number}"] = number
+            outcomes.append(None)
+        except coord.CoordError as error:
+            outcomes.append(type(error))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    until(lambda: node._running_loop().replica.numbering._waiting_for_room == 20, "the waiting threads")
+    stopper = threading.Thread(target=node.stop)
+    stopper.start()
+    until(lambda: not node._running_loop().running, "the stop")
+    gate.set()
+    for thread in [stopper, *threads]:
+        thread.join(20)
+    assert [future.exception(0) for future in futures] == [None] * WINDOW
+    assert len(outcomes) == 20
+    assert set(outcomes) <= {None, coord.ClosedError}
 
 
 def test_stop_from_a_callback() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import coord
-from coord.watch import BACKLOG
+from coord.watch import BACKLOG, Watch, Watches
 from node.group import Group, until
 
 
@@ -41,7 +41,7 @@ def test_there_is_no_gap_between_initial_state_and_updates(cfg: coord.ConfigMap)
     """Watches begun at any moment of a stream of writes end up with the same map."""
     writer = threading.Thread(target=lambda: [cfg.put(f"k{number % 7}", number) for number in range(300)])
     writer.start()
-    watches = []
+    watches: list[coord.Watch] = []
     while writer.is_alive():
         watches.append(cfg.watch(conflate=len(watches) % 2 == 0))
     writer.join()
@@ -119,11 +119,9 @@ def test_falling_behind_is_told(cfg: coord.ConfigMap) -> None:
             with cfg.transaction() as t:
                 for key in range(128):
                     t.put(f"k{key}", number)
-        seen = 0
+        take(watch, BACKLOG)
         with pytest.raises(coord.Compacted):
-            for _ in watch:
-                seen += 1
-        assert seen == BACKLOG
+            next(watch)
 
 
 def test_a_timeout_ends_the_iteration_and_another_goes_on(cfg: coord.ConfigMap) -> None:
@@ -191,6 +189,17 @@ def test_a_watch_begun_while_its_member_stops_ends_too() -> None:
         node.stop()
         reader.join(20)
         assert len(ended) == 1
+
+
+def test_a_watch_begun_after_the_end_is_told_of_it() -> None:
+    """Its beginning may have been on its way to the background thread when that ended."""
+    watches = Watches()
+    watches.end(coord.ClosedError("stopped"))
+    watch = Watch("", conflate=True, timeout=None, decode=pytest.fail, notify=None, on_close=watches.discard)
+    watches.add(watch)
+    with pytest.raises(coord.ClosedError):
+        next(watch)
+    assert len(watches) == 0
 
 
 def test_an_abandoned_watch_is_let_go(cfg: coord.ConfigMap) -> None:
@@ -299,12 +308,10 @@ def test_no_busy_watch_starves_another(cfg: coord.ConfigMap) -> None:
         assert done.wait(20)
 
 
-def test_a_callbacks_watch_that_falls_behind_says_so(
-    cfg: coord.ConfigMap, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_callbacks_watch_that_falls_behind_says_so(cfg: coord.ConfigMap, caplog: pytest.LogCaptureFixture) -> None:
     gate = threading.Event()
     with caplog.at_level(logging.WARNING, "coord.config"):
-        watch = cfg.watch(callback=lambda _: gate.wait(20) and None, conflate=False)
+        watch = cfg.watch(callback=lambda _: gate.wait(20), conflate=False)
         for number in range(0, BACKLOG + 256, 128):
             with cfg.transaction() as t:
                 for key in range(128):
@@ -339,7 +346,7 @@ def test_a_watch_outlives_a_change_of_leader_and_the_restart_of_others(make_grou
 
 
 def test_a_watch_goes_on_over_an_installed_snapshot(make_group: Callable[..., Group]) -> None:
-    """A member that missed more than the log keeps gets a snapshot: its watches see the difference, and never go back."""
+    """A member that missed more than the log keeps gets a snapshot; its watches see the difference, never the past."""
     group = make_group(snapshot_entries=20, history_revisions=1000)
     group.start()
     late = group.followers()[0]

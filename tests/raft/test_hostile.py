@@ -76,7 +76,8 @@ def runs(draw: st.DrawFn) -> list[Batch]:
 @st.composite
 def appends(draw: st.DrawFn) -> Append:
     batches = draw(runs())
-    previous = batches[0].first - 1 if batches and draw(st.integers(0, 9)) else draw(numbers)
+    adjacent = draw(flags) or draw(flags)
+    previous = batches[0].first - 1 if batches and adjacent else draw(numbers)
     return Append(draw(terms), previous, draw(terms), draw(numbers), draw(numbers), batches)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cluster import batch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import batch
 from coord.raft.batch import Batch
 from coord.raft.log import Log
 

@@ -74,7 +74,7 @@ ONE = ["a", "tcp://a", 1, True]
     ],
 )
 def test_what_is_no_membership_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="not a membership|unpack"):
+    with pytest.raises(ValueError, match="not a membership"):
         read_membership(msgpack.packb(value))
 
 
@@ -88,7 +88,7 @@ def test_any_bytes_are_a_membership_or_a_value_error(data: bytes) -> None:
 
 def test_a_batch_with_two_entries_sets_no_membership() -> None:
     entry = encode_entry(membership_of({"a": ""}).encode())
-    with pytest.raises(ValueError, match="not a membership|unpack"):
+    with pytest.raises(ValueError, match="too many values"):
         membership_in(make_batch(MEMBERSHIP, 1, 1, 0, [entry, entry], 2))
     with pytest.raises(AssertionError):
         membership_in(make_batch(COMMANDS, 1, 1, 0, [entry], 1))

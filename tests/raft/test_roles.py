@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from cluster import Member, batch
 
+from cluster import Member, batch
 from coord.raft.messages import Append, Heartbeat, RoleChange, TimeoutNow, VoteResponse
 from coord.raft.roles import ALLOWED, CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
 

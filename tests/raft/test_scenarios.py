@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import datadriven
-import pytest
 from cluster import Cluster, Disk, Member, log_of
-
 from coord.raft.describe import describe_command, describe_core, describe_log, describe_progress, describe_send
-from coord.raft.messages import Command, Heartbeat, HeartbeatResponse, HardState, Persist, Send
+from coord.raft.messages import Command, HardState, Heartbeat, HeartbeatResponse, Persist, Send
 from coord.raft.settings import Settings
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
@@ -69,10 +70,10 @@ class Stage:
         return member
 
     def members(self, arguments: list[str], logs: tuple[str, ...]) -> None:
-        """`members a b c max_inflight_messages=2`, then perhaps a line "a: 1 1 2" for each that starts with entries of terms."""
+        """`members a b c max_inflight_messages=2`, then "a: 1 1 2" for who starts with entries of these terms."""
         names = [argument for argument in arguments if "=" not in argument]
         knobs = dict(argument.split("=") for argument in arguments if "=" in argument)
-        values = {name: int(value) for name, value in knobs.items()}
+        values: dict[str, Any] = {name: int(value) for name, value in knobs.items()}
         self.cluster = Cluster(*names, settings=replace(Settings(), **values))
         self.cluster.on_message = self.show_message
         self.cluster.on_command = self.show_command

@@ -16,6 +16,7 @@ from coord.raft.messages import (
     Message,
     Persist,
     Propose,
+    SnapshotChunk,
     SnapshotMeta,
     VoteRequest,
     VoteResponse,
@@ -116,9 +117,10 @@ class Checks:
             self._on_vote_message(member, to, message)
         elif kind is AppendResponse and message.success:  # type: ignore[union-attr]
             self._on_acknowledgement(member, to, message.index, message.term)  # type: ignore[union-attr]
-        speaks_of_another_term = getattr(message, "pre", False)
+        # A pre-vote speaks of another term; a wish or a snapshot's bytes promise nothing.
+        harmless = kind is Propose or kind is SnapshotChunk or getattr(message, "pre", False)
         self._require(
-            speaks_of_another_term or message.term <= view.hard_state.term,
+            harmless or message.term <= view.hard_state.term,
             f"P3: says term {message.term}, its disk knows {view.hard_state.term}",
             member,
         )

@@ -38,6 +38,9 @@ class Timeline:
         action(*arguments)
         return True
 
-    def run(self, until: float) -> None:
+    def run(self, until: float, most: int) -> bool:
+        """Everything due by `until`; False if that does not end within `most` events of the beginning of time."""
         while self.step(until):
-            pass
+            if self.count > most:
+                return False
+        return True

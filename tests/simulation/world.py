@@ -31,7 +31,7 @@ RECOVERY_TIMEOUTS = 10
 #: A leader that reaches no quorum steps down within so many longest election timeouts, by its own clock.
 _PATIENCE_TIMEOUTS = 2.5
 #: A world that is busier than this never ends.
-_EVENTS_MAX = 400_000
+_EVENTS_MAX = 300_000
 
 
 class Stuck(AssertionError):
@@ -96,10 +96,9 @@ class World:
             self._advance(self.timeline.now + 0.25)
 
     def _advance(self, until: float) -> None:
-        self.timeline.run(until)
+        if not self.timeline.run(until, _EVENTS_MAX):
+            raise Stuck(f"{self.timeline.count} events by {self.timeline.now:.4f}: they never end{self._describe_all()}")
         self._look_for_usurpers()
-        if self.timeline.count > _EVENTS_MAX:
-            raise Stuck(f"{self.timeline.count} events by {self.timeline.now:.4f}: they never stop{self._describe_all()}")
 
     def _make_peace(self) -> None:
         self.calm = self.network.calm = True

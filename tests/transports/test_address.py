@@ -14,7 +14,7 @@ from coord.transports import link
 from coord.transports.address import is_local, look_up, parse_bind, parse_peer
 from coord.transports.resolver import Resolver
 from coord.transports.zeromq import ZeroMQTransport
-from transport_lab import PATIENCE, Lab, Member, turns_for, until
+from transport_lab import GREETING, PATIENCE, READY_ROUTER, Lab, Member, turns_for, until
 
 MALFORMED = [
     ("", "begins with neither"),
@@ -226,10 +226,7 @@ def test_moving_on_to_another_address_proves_nothing(
         a = tcp_lab.start("a")
         a.transport.set_peers({"b": f"tcp://b.example:{listener.getsockname()[1]}"})
         accepted, _ = _accept(listener, a)
-        accepted.sendall(
-            b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-            + b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06ROUTER"
-        )  # fmt: skip
+        accepted.sendall(GREETING + READY_ROUTER)
         until(lambda: a.kinds("b") == ["up"], a)
         accepted.close()
         turns_for(0.8, a)

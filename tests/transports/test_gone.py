@@ -14,7 +14,7 @@ import pytest
 from coord.transports import link, probe
 from coord.transports.address import Target
 from coord.transports.zeromq import ZeroMQTransport
-from transport_lab import Lab, Member, OtherProcess, turns_for, until
+from transport_lab import GREETING, READY_ROUTER, Lab, Member, OtherProcess, turns_for, until
 
 Start = Callable[..., OtherProcess]
 
@@ -144,6 +144,46 @@ def test_a_host_that_does_not_answer_is_not_gone(
     turns_for(0.4, watcher)
     assert SilentProbe.made == 1
     assert watcher.kinds("b") == ["up", "down"]
+
+
+def test_probing_ends_when_the_peer_is_back(tcp_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is up, nothing is being proved any more."""
+    monkeypatch.setattr(link, "Probe", CountedProbe)
+    watcher = tcp_lab.start("a")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.02)
+        watcher.transport.set_peers({"b": f"tcp://127.0.0.1:{listener.getsockname()[1]}"})
+        connections: list[socket.socket] = []
+
+        def welcome() -> bool:
+            try:
+                connections.append(listener.accept()[0])
+                connections[-1].sendall(GREETING + READY_ROUTER)
+            except (TimeoutError, ConnectionError, BrokenPipeError):  # nobody, or a probe that has left already
+                return True
+            return True
+
+        until(lambda: welcome() and watcher.kinds("b") == ["up"], watcher)
+        for connection in connections:
+            connection.close()
+        # The first probe may pause for long, for somebody listens; the peer is back before the second.
+        monkeypatch.setattr(link, "PROBE_PAUSE", 0.3)
+        until(lambda: "down" in watcher.kinds("b"), watcher)
+        until(lambda: welcome() and watcher.kinds("b") == ["up", "down", "up"], watcher)
+        made = CountedProbe.made
+        assert made >= 1
+        turns_for(0.5, watcher)
+        assert CountedProbe.made == made
+        for connection in connections:
+            connection.close()
+
+
+class CountedProbe(probe.Probe):
+    made = 0
+
+    def __init__(self, target: Target) -> None:
+        type(self).made += 1
+        super().__init__(target)
 
 
 class SilentProbe(probe.Probe):

@@ -13,10 +13,8 @@ import pytest
 import zmq
 
 from coord.transports.zeromq import ZeroMQTransport
-from transport_lab import PATIENCE, Lab, Member, turns_for, until
+from transport_lab import GREETING, READY_DEALER, READY_ROUTER, Lab, Member, shake_hands, turns_for, until
 
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 MORE, LONG = 1, 2
 
 
@@ -25,14 +23,9 @@ def dial(member: Member) -> socket.socket:
     return socket.create_connection((host, int(port)))
 
 
-def shake_hands(member: Member) -> socket.socket:
-    """A raw connection past its handshake: what follows are frames."""
+def dial_past_handshake(member: Member) -> socket.socket:
     stranger = dial(member)
-    stranger.settimeout(PATIENCE)
-    stranger.sendall(GREETING + READY)
-    answer = b""
-    while b"READY" not in answer:  # a frame before the other end is ready would be taken for a command
-        answer += stranger.recv(4096)
+    shake_hands(stranger, READY_DEALER)
     return stranger
 
 
@@ -69,7 +62,7 @@ def resident_bytes() -> int:
 
 def test_the_raw_handshake_of_these_tests_is_right(victim: tuple[Member, Member]) -> None:
     member, peer = victim
-    with shake_hands(member) as stranger:
+    with dial_past_handshake(member) as stranger:
         stranger.sendall(b"\x00\x05hello")
         until(lambda: member.frames == [b"hello"], member)
         assert_serves(member, peer)
@@ -88,7 +81,7 @@ def test_random_bytes_in_every_phase(victim: tuple[Member, Member]) -> None:
     member, peer = victim
     chance = random.Random(7)
     for round_number in range(60):
-        opening = (b"", GREETING[:11], GREETING, GREETING + READY[:5])[round_number % 4]
+        opening = (b"", GREETING[:11], GREETING, GREETING + READY_DEALER[:5])[round_number % 4]
         with dial(member) as stranger:
             stranger.sendall(opening + chance.randbytes(chance.randrange(1, 3000)))
         member.turn()
@@ -111,7 +104,7 @@ def test_a_frame_that_claims_a_gigabyte(victim: tuple[Member, Member]) -> None:
     """It is refused on its claim, before memory is set aside, and the connection with it."""
     member, peer = victim
     before = resident_bytes()
-    with shake_hands(member) as stranger:
+    with dial_past_handshake(member) as stranger:
         stranger.sendall(long_frame(0, 1 << 30, b"x" * 1000))
         while stranger.recv(4096):
             continue  # ends when the connection is ended
@@ -175,7 +168,7 @@ def test_parts_without_end(victim: tuple[Member, Member]) -> None:
     """libzmq keeps what it is sent; members are served meanwhile, and nothing of it ever comes through."""
     member, peer = victim
     part = long_frame(MORE, 1024, b"x" * 1024)
-    with shake_hands(member) as stranger:
+    with dial_past_handshake(member) as stranger:
         for _ in range(64):
             stranger.sendall(part * 64)
             member.turn(timeout=0.0)
@@ -252,8 +245,4 @@ def _welcome(listener: socket.socket) -> None:
     """Shake hands with whoever dials, and hang up."""
     accepted, _ = listener.accept()
     with accepted:
-        accepted.settimeout(0.5)
-        accepted.sendall(GREETING + READY.replace(b"DEALER", b"ROUTER"))
-        answer = b""
-        while b"READY" not in answer:
-            answer += accepted.recv(4096)
+        shake_hands(accepted, READY_ROUTER, patience=0.5)

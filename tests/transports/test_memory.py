@@ -141,6 +141,14 @@ def test_duplicates(share: float) -> None:
     assert set(arrived) == {b"%d" % number for number in range(4000)}
 
 
+def test_jitter_alone_keeps_the_order() -> None:
+    network = network_of("ab", faults=LinkFaults(delay=0.1, jitter=0.5))
+    sent = [b"%03d" % number for number in range(100)]
+    for number, frame in enumerate(sent):
+        network.send(2.0 + number * 0.01, "a", "b", frame)
+    assert frames_by(network, 9.0) == sent
+
+
 def test_reorder() -> None:
     network = network_of("ab", faults=LinkFaults(delay=0.1, reorder=0.2))
     for number in range(100):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -84,6 +85,30 @@ def test_no_wake_is_lost_and_many_are_one(poller: Poller) -> None:
     assert polls <= rounds + 1
 
 
+class WokenWhileParking(Poller):
+    """Somebody calls `wake` in the very moment before the owner says that it is parked."""
+
+    @property
+    def _parked(self) -> bool:
+        return self._is_parked
+
+    @_parked.setter
+    def _parked(self, parked: bool) -> None:
+        if parked:
+            self.wake()
+        self._is_parked = parked
+
+    _is_parked = False
+
+
+def test_a_wake_in_the_worst_moment() -> None:
+    poller = WokenWhileParking()
+    begun = time.monotonic()
+    poller.poll(PATIENCE * 3)
+    assert time.monotonic() - begun < PATIENCE
+    poller.close()
+
+
 def test_waking_a_sleeper_that_is_full_of_wake_ups(poller: Poller) -> None:
     """The descriptor takes so many; those that no longer fit are not needed."""
     poller._parked = True
@@ -91,13 +116,20 @@ def test_waking_a_sleeper_that_is_full_of_wake_ups(poller: Poller) -> None:
         poller.wake()
     poller._parked = False
     poller._woken = False
-    begun = threading.Event()
-    begun.set()
+    begun = time.monotonic()
     poller.poll(PATIENCE * 3)
+    assert time.monotonic() - begun < PATIENCE
 
 
-def test_closed(poller: Poller) -> None:
+def test_a_wake_after_close_writes_nowhere(poller: Poller) -> None:
+    """Its descriptor may be somebody's file by now."""
     poller.close()
     poller.close()
+    read_fd, write_fd = os.pipe()
     poller._parked = True
     poller.wake()
+    os.set_blocking(read_fd, False)
+    with pytest.raises(BlockingIOError):
+        os.read(read_fd, 1)
+    os.close(read_fd)
+    os.close(write_fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import threading
@@ -79,6 +80,25 @@ def test_a_lock_file_of_the_users_is_left_alone(tmp_path: Path) -> None:
     transport.start()
     transport.close()
     assert lock.read_text() == "mine"
+
+
+def test_a_lock_file_removed_in_the_moment_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one who held it before removes it when done: a lock on the removed file would keep nobody out."""
+    lock = tmp_path / "a.sock.lock"
+    real, calls = fcntl.flock, [0]
+
+    def flock(fd: int, operation: int) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            lock.unlink()
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    transport = ZeroMQTransport(f"ipc://{tmp_path}/a.sock")
+    transport.start()
+    assert calls[0] == 2
+    assert "another process listens" in start_error(f"ipc://{tmp_path}/a.sock")
+    transport.close()
 
 
 def test_a_path_served_by_a_program_that_knows_no_lock(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Every example runs as it is, with no argument, and prints what it says it would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import coord
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+#: What each must have come to say, in this order.
+SAYS = {
+    "config_map": ["db/url is postgres://10.0.0.5/orders", "'max': 10}", "jobs/done is 3", "refused:", "new-checkout"],
+    "three_members": ["leads; a wrote through it", "is killed", "with two of three members", "'still here'"],
+    "watch": [
+        "callback: put limits/requests = 100",
+        "= 250",
+        "iterating: put",
+        "iterating: delete",
+        "('limits/users', 6)",
+    ],
+}
+PATIENCE = 60.0
+
+
+def test_every_example_is_looked_at() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SAYS.keys()
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_an_example(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(coord.__file__).parent.parent), "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    position = 0
+    for text in SAYS[name]:
+        position = done.stdout.find(text, position)
+        assert position >= 0, f"{text!r} is missing, or too early, in: {done.stdout}"
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from coord.clock import clock
@@ -259,10 +260,13 @@ class Loop:
             self.dispatcher.join(max(0.0, self._stop_deadline - clock()))
 
     def background(self, task: Callable[[], Callable[[], None]]) -> None:
-        """Run `task` on a thread of its own, then what it returns on the loop's."""
+        """Run `task` on a thread of its own, then what it returns on the loop's. A task that raises ends the member."""
 
         def work() -> None:
-            finish = task()
+            try:
+                finish = task()
+            except Exception as error:
+                finish = partial(_raise, error)
             self._calls.append(finish)
             self._workers.discard(threading.current_thread())
             self.transport.wake()
@@ -382,6 +386,10 @@ class Loop:
             conditions, self._conditions = self._conditions, []
             for _, waiter in conditions:
                 waiter.done(error)
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _drain(items: deque[Any]) -> list[Any]:

@@ -154,10 +154,10 @@ class Demo:
 
     def _keep(self) -> list[str]:
         screen = self._screen
-        screen.tell("going on until Ctrl-C", BOLD)
-        self._deadline = float("inf")
-        self._group.order("work")
         try:
+            screen.tell("going on until Ctrl-C", BOLD)
+            self._deadline = float("inf")
+            self._group.order("work")
             self._until(lambda: False, "")
         except KeyboardInterrupt:
             self._deadline = clock() + LIMIT_SECONDS

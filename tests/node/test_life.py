@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 import coord
 from coord.clock import clock
+from coord.loop import Waiter
 from coord.machine.commands import WINDOW
 from node.group import Group, converged, until
 
@@ -244,16 +245,15 @@ def test_stop_under_load_of_many_threads_tells_each_the_truth(directory: str) ->
 
 
 def held_up(node: coord.Node) -> threading.Event:
-    """Has the background thread wait until the event is set."""
+    """Has the background thread wait, at the end of a turn, until the event is set."""
     gate, waiting = threading.Event(), threading.Event()
 
-    def wait() -> None:
+    def wait() -> bool:
         waiting.set()
-        gate.wait(20)
+        return gate.wait(20)
 
     loop = node._running_loop()
-    loop._calls.append(wait)
-    loop.transport.wake()
+    loop.call(lambda: loop._conditions.append((wait, Waiter())), 20.0)
     assert waiting.wait(20)
     return gate
 

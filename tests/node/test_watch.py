@@ -195,7 +195,7 @@ def test_a_watch_begun_after_the_end_is_told_of_it() -> None:
     """Its beginning may have been on its way to the background thread when that ended."""
     watches = Watches()
     watches.end(coord.ClosedError("stopped"))
-    watch = Watch("", conflate=True, timeout=None, decode=pytest.fail, notify=None, on_close=watches.discard)
+    watch = Watch("", conflate=True, timeout=5.0, decode=pytest.fail, notify=None, on_close=watches.discard)
     watches.add(watch)
     with pytest.raises(coord.ClosedError):
         next(watch)

@@ -114,9 +114,12 @@ class Member:
 
     def due(self) -> float:
         """In the world's time: when it must be given a turn at the latest."""
-        deadline = min(self.core.deadline(), self._outbox.deadline())
-        if self.reads and self.core.leader is not None:
-            deadline = min(deadline, self._read_again_at)
+        deadline = self.core.deadline()
+        if self.core.leader is not None:
+            # Without a leader nothing can be sent again, however overdue it is.
+            deadline = min(deadline, self._outbox.deadline())
+            if self.reads:
+                deadline = min(deadline, self._read_again_at)
         # A little late rather than a little early: rounding must not have it look again and again.
         return (deadline - self._offset) / self._rate + 1e-6
 

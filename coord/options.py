@@ -145,7 +145,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_transaction_bytes": (1, 2 * MIB),
     "max_state_bytes": (64 * KIB, 16 * GIB),
     "max_keys": (1, 10_000_000),
-    "max_sessions": (1, 100_000),
+    "max_sessions": (16, 100_000),
     "history_revisions": (0, 10_000_000),
     "history_bytes": (0, 4 * GIB),
     "max_pending": (1, 1 << 20),

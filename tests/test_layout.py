@@ -74,7 +74,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 
 #: No longer than this, in lines, but for what is named, which may only shrink.
 MODULE_LINES = 600
-LONGER_MODULES = {"coord.raft.core": 640, "coord.replica": 660}
+LONGER_MODULES = {"coord.raft.core": 640, "coord.replica": 640}
 FUNCTION_LINES = 60
 #: Constructors that state, field by field, what binds it.
 LONGER_FUNCTIONS = {"coord.raft.core.__init__": 90, "coord.replica.__init__": 90}

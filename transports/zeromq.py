@@ -51,6 +51,10 @@ TERM_TIMEOUT = 0.7
 
 REASONS = ("unknown_peer", "unresolved", "not_connected", "queue_full", "oversize", "parts")
 
+#: Started and not closed. Kept alive, because to collect one would make pyzmq end its context in the middle of the host's
+#: work, and wait for ever for its monitors.
+_open: set[ZeroMQTransport] = set()
+
 _log = logging.getLogger("coord.transports")
 
 
@@ -133,6 +137,7 @@ class ZeroMQTransport:
             self._poller.wake()  # one that came before there was anything to wake is not lost either
             self._resolver = Resolver(self._poller.wake)
             self._context = zmq.Context(io_threads=1)
+            _open.add(self)
             if self._bind is not None:
                 self._listen(self._bind, self._poller)
         except (OSError, zmq.ZMQError) as error:
@@ -167,6 +172,7 @@ class ZeroMQTransport:
             self._claim.release()
         if self._poller is not None:
             self._poller.close()
+        _open.discard(self)
 
     def abandon(self) -> None:
         """Closes what it can name: the wake-up, the lock of an ipc path and the listening socket.

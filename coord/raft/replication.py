@@ -358,7 +358,7 @@ def _accept(core: Core, batches: list[Batch]) -> None:
     """Append what is new; drop our own tail only where it truly conflicts, not because it is longer (trap 13)."""
     log = core.log
     for batch in batches:
-        if log.term_at(batch.last) == batch.term:
+        if log.term_at(batch.first) == batch.term:
             continue
         if batch.first <= log.last_index:
             core.truncate_from(batch.first)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from coord.raft.batch import encode_entry
 from coord.raft.settings import Settings
 from simulation.chance import stream
+from simulation.state import entry_payload
 
 NEVER = float("inf")
 
@@ -107,6 +109,8 @@ def draw(seed: int) -> Knobs:
             position = rng.randrange(members)
             priorities = (*priorities[:position], -1, *priorities[position + 1 :])
             spare -= 1
+    entry_bytes = int(one_of("entry bytes", 0, 40, 300))
+    entry_size = len(encode_entry(entry_payload(0, 0, entry_bytes)))
     return Knobs(
         members=members,
         chaos=one_of("chaos", 6, 12, 24),
@@ -115,7 +119,7 @@ def draw(seed: int) -> Knobs:
             lease_reads=lease_reads,
             clock_drift=drift,
             disk_stall_timeout=one_of("stall timeout", 0.5, 1.5),
-            max_batch_bytes=int(one_of("batch bytes", 1, 100, 1 << 20)),
+            max_batch_bytes=int(one_of("batch bytes", 1, 2.5, 10_000) * entry_size),
             max_append_bytes=int(one_of("append bytes", 1, 300, 1 << 20)),
             max_inflight_messages=int(one_of("inflight", 1, 2, 64)),
             max_uncommitted_bytes=int(one_of("uncommitted", 1, 500, 64 << 20, 64 << 20)),
@@ -147,5 +151,5 @@ def draw(seed: int) -> Knobs:
         proposals_every=one_of("proposals", 0.05, 0.2, 1),
         reads_every=one_of("reads", NEVER, 0.1, 0.5),
         entries=int(one_of("entries", 1, 3, 8)),
-        entry_bytes=int(one_of("entry bytes", 0, 40, 300)),
+        entry_bytes=entry_bytes,
     )

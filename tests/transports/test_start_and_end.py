@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -250,6 +252,24 @@ def test_many_starts_leave_nothing_behind(tmp_path: Path) -> None:
 def counted() -> tuple[int, int]:
     """Descriptors and threads of this process, libzmq's included."""
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.parametrize("ending", ["del transport; gc.collect()", "pass", "raise SystemExit(0)"])
+def test_a_transport_nobody_closed_does_not_hang_the_process(ending: str) -> None:
+    script = (
+        "import gc\n"
+        "from coord.transports.zeromq import ZeroMQTransport\n"
+        "transport = ZeroMQTransport('tcp://127.0.0.1:0')\n"
+        "transport.start()\n"
+        "transport.set_peers({'itself': transport.address, 'nobody': 'tcp://127.0.0.1:1'})\n"
+        "while not transport.events():\n"
+        "    transport.poll(1.0)\n"
+        "    transport.receive(10)\n"
+        f"{ending}\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    run = subprocess.run([sys.executable, "-c", script], timeout=PATIENCE, env=environment, check=False)
+    assert run.returncode == 0
 
 
 def test_a_child_that_abandons_disturbs_nobody(tmp_path: Path) -> None:

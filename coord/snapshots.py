@@ -169,7 +169,7 @@ class Snapshots:
         assert self._core is not None
         self._counters.snapshots_failed += 1
         _log.warning("%s: snapshot %d was not kept: %s", self._name, meta.index, problem)
-        if self._pulling is not None:
+        if self._pulling is not None and self._pulling[0] == meta:
             self._pulling[1].abandon()
             self._pulling = None
         self._core.snapshot_failed(self._core.now, meta.index)

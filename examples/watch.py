@@ -22,7 +22,7 @@ def main() -> None:
             if event.value == 250:
                 seen.set()
 
-        with node.config.watch("limits/", callback=apply):
+        with node.config.watch("limits/", callback=apply, conflate=False):
             node.config["limits/requests"] = 250
             node.config["unrelated"] = "not told"
             assert seen.wait(5)

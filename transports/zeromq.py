@@ -51,8 +51,8 @@ TERM_TIMEOUT = 0.7
 
 REASONS = ("unknown_peer", "unresolved", "not_connected", "queue_full", "oversize", "parts")
 
-#: Started and not closed. Kept alive, because to collect one would make pyzmq end its context in the middle of the host's
-#: work, and wait for ever for its monitors.
+#: Started and not closed. Kept alive: to collect one would make pyzmq end its context in the middle of the host's work,
+#: and wait for ever for its monitors.
 _open: set[ZeroMQTransport] = set()
 
 _log = logging.getLogger("coord.transports")

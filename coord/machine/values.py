@@ -8,12 +8,12 @@ list), NaN and the infinities (no equality, and not portable). Commands carry th
 from __future__ import annotations
 
 import math
-from typing import Any, Union
+from typing import Any
 
 import msgpack
 
 #: Not spelled out within lists and dicts: a `dict[str, list[int]]` is a fine value, and would not be of such a type.
-Value = Union[None, bool, int, float, str, bytes, list[Any], dict[str, Any]]
+Value = None | bool | int | float | str | bytes | list[Any] | dict[str, Any]
 
 #: How deep lists and dicts may nest. A list of plain values has depth 1.
 DEPTH_MAX = 64

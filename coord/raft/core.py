@@ -106,7 +106,9 @@ class Core:
         self.role = FOLLOWER
         self.leader: str | None = None
 
+        #: The newest durable one, and the one before it while that is kept too.
         self.snapshot = start.snapshot
+        self.older_snapshot: SnapshotMeta | None = None
         self.log = _log_of(start)
         index = start.snapshot.index if start.snapshot else 0
         self.commit = max(index, self.log.newest_not_above(start.commit, self.log.last_term)[0])
@@ -351,7 +353,7 @@ class Core:
         if meta.index <= previous:
             return
         assert meta.index <= self.applied, f"snapshot at {meta.index}, applied {self.applied}"
-        self.snapshot = meta
+        self.snapshot, self.older_snapshot = meta, self.snapshot
         self.log.compact(previous)
         self.history.compact(previous)
 

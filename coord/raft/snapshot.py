@@ -41,8 +41,9 @@ class Pull:
 
 
 def offer(core: Core, name: str, progress: Progress) -> None:
-    """Leader: `name` needs what the log no longer has."""
-    meta = core.snapshot
+    """Leader: `name` needs what the log no longer has. It goes on with the snapshot it is already pulling, if that is
+    still kept: were it to begin again with each newer one, a slow member might never end."""
+    meta = _kept(core, progress.snapshot_index) or core.snapshot
     if meta is None:
         # Only possible while this member itself has not finished its first snapshot: keep probing.
         progress.become_probe(core.log.base + 1)
@@ -71,17 +72,17 @@ def on_offer(core: Core, sender: str, message: SnapshotOffer) -> None:
 
 
 def on_pull(core: Core, sender: str, message: SnapshotPull) -> None:
-    meta = core.snapshot
     progress = core.progress.get(sender)
-    if core.role != LEADER or message.term != core.term or progress is None or meta is None:
+    if core.role != LEADER or message.term != core.term or progress is None:
         return
     if progress.state == SNAPSHOT:
         progress.offered_at = core.now
-    if message.index == meta.index:
+    meta = _kept(core, message.index)
+    if meta is not None:
         if 0 <= message.offset < meta.size:
             core.command(SendSnapshot(sender, message.index, message.offset))
     elif progress.state == SNAPSHOT:
-        # A newer one has taken its place.
+        # Newer ones have taken its place.
         offer(core, sender, progress)
 
 
@@ -113,7 +114,7 @@ def install(core: Core, meta: SnapshotMeta) -> None:
         core.pull = None
     if meta.index <= core.commit or core.role == LEADER:
         return
-    core.snapshot = meta
+    core.snapshot, core.older_snapshot = meta, None
     if core.log.term_at(meta.index) != meta.term or not core.log.ends_batch(meta.index):
         core.reset_log(meta)
     core.commit = core.handed = core.applied = meta.index
@@ -132,6 +133,14 @@ def tick(core: Core) -> None:
         for name, progress in core.progress.items():
             if progress.state == SNAPSHOT and core.now - progress.offered_at > patience:
                 offer(core, name, progress)
+
+
+def _kept(core: Core, index: int) -> SnapshotMeta | None:
+    """The snapshot of `index`, if it is one of the two that are kept."""
+    for meta in (core.snapshot, core.older_snapshot):
+        if meta is not None and meta.index == index:
+            return meta
+    return None
 
 
 def _ask(core: Core) -> None:

@@ -46,8 +46,7 @@ def test_trap_52_the_odd_one_stops_itself(make_group: Callable[..., Group], astr
         others[0].config.put("more", 1)
         try:
             astray.status()
-        except coord.StorageError as error:
-            assert "astray" in str(error)
+        except coord.StorageError:
             return True
         return False
 

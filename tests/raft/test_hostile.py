@@ -21,6 +21,7 @@ from coord.raft.membership import MemberRecord, Membership, membership_of
 from coord.raft.messages import (
     Append,
     AppendResponse,
+    HardState,
     Heartbeat,
     HeartbeatResponse,
     Message,
@@ -364,10 +365,10 @@ def test_a_membership_without_voters_is_refused() -> None:
 def test_batches_cut_otherwise_than_ours_are_ignored() -> None:
     member = Member("a", "abc", disk=Disk(hard_state=HardState(2), batches=[batch(1, 1, "x"), batch(2, 2, "y", "z")]))
     # The first ends inside one of ours and has its term there; both of ours conflict with it all the same.
-    member.receive("b", Append(2, 0, 0, 0, 1, [batch(2, 1, "x", "y"), batch(2, 3, "z")]))
-    assert [(one.first, one.last, one.term) for one in member.disk.batches] == [(1, 2, 2), (3, 3, 2)]
+    member.receive("b", Append(2, 0, 0, 0, 1, [batch(2, 1, "x", "y"), batch(2, 3, "z", "w")]))
+    assert [(one.first, one.last, one.term) for one in member.disk.batches] == [(1, 2, 2), (3, 4, 2)]
     # These say that they are what we hold, and are not.
     for wrong in ([batch(2, 1, "x")], [batch(2, 1, "x", "y", "z")]):
         assert member.receive("b", Append(2, 0, 0, 0, 1, wrong)) == []
     assert member.receive("b", Append(2, 1, 2, 0, 1, [batch(2, 2, "y")])) == []
-    assert member.core.log.last_index == 3
+    assert member.core.log.last_index == 4

@@ -330,6 +330,27 @@ def test_trap_53_a_snapshot_older_than_the_newest_is_enough_if_the_log_goes_on_f
     assert message(sent, Append, to="a").prev_index == first.index
 
 
+def test_trap_53_a_slow_pull_goes_on_while_its_snapshot_is_kept() -> None:
+    leader, _ = snapshot_pair()
+    first = leader.core.snapshot
+    assert first is not None
+    leader.core.progress["a"].become_snapshot(first.index, leader.now)
+    leader.propose("more")
+    leader.acknowledged_by("c")
+    second = leader.snapshot()
+    # Asked for a piece, or offering again after a silence, the leader stays with what is being pulled.
+    piece = leader.receive("a", SnapshotPull(1, first.index, 0))
+    assert message(piece, SnapshotChunk, to="a").index == first.index
+    offers = messages(leader.wait(1.0), SnapshotOffer, to="a")
+    assert {offer.meta.index for offer in offers} == {first.index}
+    # Once it is no longer kept, there is only the newer one to offer.
+    leader.propose("still more")
+    leader.acknowledged_by("c")
+    leader.snapshot()
+    offered = leader.receive("a", SnapshotPull(1, first.index, 0))
+    assert message(offered, SnapshotOffer, to="a").meta.index > second.index
+
+
 def test_trap_54_a_refused_proposal_has_no_effect() -> None:
     follower = Member("a", "abc")
     assert follower.propose("x") == 0

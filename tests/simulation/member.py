@@ -104,6 +104,7 @@ class Member:
         settings = replace(world.knobs.settings, priority=world.knobs.priorities[position])
         incarnation = world.identities[name].incarnation
         self.core = Core(name, incarnation, settings, rng, start, self.local())
+        self.core.found(self.local())
         world.checks.started(self)
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from simulation.timeline import Timeline
 RECOVERY_TIMEOUTS = 10
 #: A leader that reaches no quorum steps down within so many longest election timeouts, by its own clock.
 _PATIENCE_TIMEOUTS = 2.5
+#: What callers may want of one member at once.
+_WAITING_MAX = 30
 #: A world that is busier than this never ends.
 _EVENTS_MAX = 300_000
 
@@ -88,12 +90,21 @@ class World:
         """Chaos, then recovery. Raises Violation or Stuck."""
         self._advance(self.knobs.chaos)
         self._make_peace()
-        recovered_by = self.timeline.now + self.knobs.late_by
-        recovered_by += RECOVERY_TIMEOUTS * self.knobs.settings.election_timeout[1] / min(self.knobs.rates)
+        recovery = RECOVERY_TIMEOUTS * self.knobs.settings.election_timeout[1] / min(self.knobs.rates)
+        recovered_by = self.timeline.now + self.knobs.late_by + recovery + self._work_left()
         while self._unfinished():
             if self.timeline.now > recovered_by:
                 raise Stuck(f"at {self.timeline.now:.4f}: " + "; ".join(self._unfinished()) + self._describe_all())
             self._advance(self.timeline.now + 0.25)
+
+    def _work_left(self) -> float:
+        """How long a healthy group may be busy with what lies undone, when it moves one entry at a time."""
+        knobs = self.knobs
+        uncommitted = sum(member.core.log.last_index - member.core.commit for member in self._members.values())
+        behind = len(self.names) * self.checks.committed - sum(member.state.index for member in self.alive())
+        waiting = sum(len(member.pending) for member in self._members.values())
+        one = 2 * (2 * knobs.sync_time + 3 * knobs.delay + knobs.turn_delay) + 0.02
+        return one * (uncommitted + behind + waiting)
 
     def _advance(self, until: float) -> None:
         if not self.timeline.run(until, _EVENTS_MAX):
@@ -335,7 +346,7 @@ class World:
         member = self.living(name)
         if self.calm:
             return
-        if member is not None and not member.damage and len(member.pending) < 200:
+        if member is not None and not member.damage and len(member.pending) < _WAITING_MAX:
             member.propose(count)
             self._want_turn(member, self.timeline.now)
         self._propose_later()
@@ -352,7 +363,7 @@ class World:
         for name in (first, second):
             member = self.living(name)
             # A process that stands still asks nothing; it would look like a read long ago.
-            if member is not None and member.paused_until <= self.timeline.now and len(member.floors) < 200:
+            if member is not None and member.paused_until <= self.timeline.now and len(member.floors) < _WAITING_MAX:
                 member.read()
                 self._want_turn(member, self.timeline.now)
         self._read_later()

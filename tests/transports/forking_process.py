@@ -22,6 +22,7 @@ def child(transport: ZeroMQTransport, parent_lives: int, stay: bool) -> int:
     assert transport.receive(10) == []
     assert not transport.send("b", b"x")
     if stay:
+        print("child stays", flush=True)
         os.read(parent_lives, 1)
     # The wake-up, the lock of the path, the listening socket.
     return 3 - closed
@@ -49,8 +50,6 @@ def main() -> None:
                 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
             elif command == "fork":
                 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "descriptors of ours left", flush=True)
-            else:
-                print("child stays", flush=True)
         elif command == "receive":
             frames: list[bytes] = []
             while not frames:

@@ -130,15 +130,17 @@ class Core:
 
         self.granted: set[str] = set()
         self.refused: set[str] = set()
+        #: Rounds of an election still to be hurried.
+        self.haste = 0
         #: Priority vetoes made since there last was a leader; bounded, so that preference never costs a leader.
         self.vetoes = 0
 
         self.progress: dict[str, Progress] = {}
         self.rounds = Rounds()
         self.reads = PendingReads()
-        self.forwarded = ForwardedReads()
-        #: Each member's stream of `Propose`s in this term, and the entry number expected next.
-        self.proposed: dict[str, tuple[int, int]] = {}
+        self.forwarded = ForwardedReads(rng.getrandbits(62))
+        #: Of each member's streams of `Propose`s in this term, the entry number expected next.
+        self.proposed: dict[str, dict[int, int]] = {}
         #: Index of this leader's first entry; reads and membership changes wait for its commit.
         self.term_start = 0
         #: Leader: cluster time runs from `log.last_time` as found at election.

@@ -18,6 +18,8 @@ from coord.raft.roles import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
 if TYPE_CHECKING:
     from coord.raft.core import Core
 
+#: Rounds of an election that are given up early once the leader is known to be gone.
+HURRIED_ROUNDS = 6
 #: A better-placed voter may hold up an election this often before it lets anybody win.
 VETOES_MAX = 3
 
@@ -84,6 +86,7 @@ def leader_gone(core: Core, peer: str) -> None:
     if core.role == LEADER or peer != core.leader:
         return
     core.become_follower(core.term, None, f"the process of leader {peer} is gone")
+    core.haste = HURRIED_ROUNDS
     hurry(core)
     if core.settings.lease_reads:
         core.election_due = max(core.election_due, core.leader_contact + core.settings.election_timeout[0])
@@ -147,8 +150,10 @@ def _ask(core: Core, term: int, *, pre: bool, transfer: bool) -> None:
 
 
 def _retry_soon(core: Core) -> None:
-    """With proof that a voter is gone, an unanswered or lost round need not cost a whole election timeout."""
-    if any(name in core.gone for name in core.voters):
+    """With proof that the leader is gone, an unanswered or lost round need not cost a whole election timeout. Only a
+    few times: where a round takes longer than this wait, hurrying for ever would mean electing nobody, ever."""
+    if core.haste > 0:
+        core.haste -= 1
         heartbeat = core.settings.heartbeat
         core.election_due = min(core.election_due, core.now + core.rng.uniform(heartbeat, 2 * heartbeat))
 

@@ -42,7 +42,8 @@ class Progress:
         self.next = next_index
         #: PROBE: an append is unanswered. A heartbeat's answer frees it, lest its loss wedge us (trap 20).
         self.paused = False
-        #: PROBE: the newest round when it left; a later round's answer overtaking it means one of the two was lost.
+        #: The newest round when the last probe left. PROBE: the answer to a later one overtaking the probe's means that
+        #: one of the two was lost. REPLICATE: a refusal with an older one is about an earlier attempt.
         self.probe_round = 0
         #: REPLICATE: (last index, bytes, newest round when it left) of each unanswered append, oldest first.
         self.inflight: deque[tuple[int, int, int]] = deque()

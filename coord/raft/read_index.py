@@ -95,10 +95,14 @@ class PendingReads:
 
 
 class ForwardedReads:
-    """A follower's reads on their way to its leader, numbered so that a late answer serves all before it."""
+    """A follower's reads on their way to its leader, numbered so that a late answer serves all before it.
 
-    def __init__(self) -> None:
-        self.number = 0
+    Numbers start from a random one: an answer to this member's life before a restart, still on its way, must not pass
+    for one to a question asked since (the same mistake as trap 31, at the other end).
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
         self._gathering: list[int] = []
         self._asked: deque[tuple[int, list[int]]] = deque()
         self.asked_at = 0.0
@@ -123,7 +127,7 @@ class ForwardedReads:
     def answered(self, number: int) -> list[int]:
         """Take the reads that an answer to request `number` serves."""
         taken: list[int] = []
-        while self._asked and self._asked[0][0] <= number:
+        while self._asked and self._asked[0][0] <= number <= self.number:
             taken += self._asked.popleft()[1]
         return taken
 

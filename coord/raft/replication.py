@@ -32,6 +32,9 @@ from coord.raft.roles import FOLLOWER, LEADER
 if TYPE_CHECKING:
     from coord.raft.core import Core
 
+#: Streams of proposals remembered for each member.
+_STREAMS_KEPT = 4
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The leader.
 
@@ -154,16 +157,18 @@ def on_propose(core: Core, sender: str, message: Propose) -> None:
     if core.role != LEADER or message.term != core.term:
         core.send(sender, ProposeResponse(core.term, message.stream, 0, False))
         return
-    stream, expected = core.proposed.get(sender, (message.stream, 0))
-    if stream != message.stream:
-        expected = 0
+    # The last few streams: a late message of an older one must not make the leader forget the newest.
+    streams = core.proposed.setdefault(sender, {})
+    expected = streams.get(message.stream, 0)
     if message.number <= expected < message.number + len(message.entries):
         fresh = message.entries[expected - message.number :]
         # No honest member sends an entry too large for a batch; taken in, it could be sent to nobody, for ever.
         fitting = [entry for entry in fresh if len(entry) <= core.settings.max_batch_bytes]
         if not fitting or core.propose(core.now, fitting):
             expected += len(fresh)
-    core.proposed[sender] = (message.stream, expected)
+    streams[message.stream] = expected
+    if len(streams) > _STREAMS_KEPT:
+        del streams[next(iter(streams))]
     core.send(sender, ProposeResponse(core.term, message.stream, expected, core.accepting))
 
 
@@ -231,8 +236,11 @@ def _ends_a_batch(core: Core, index: int) -> bool:
 def _refused(core: Core, sender: str, progress: Progress, message: AppendResponse) -> None:
     """Our logs differ at `message.index`. Find an earlier place in one step with the follower's hint (5.3)."""
     if progress.state == REPLICATE:
-        if message.index >= progress.match:
+        # Not for one sent before the present attempt began: when messages overtake each other, each of a whole window
+        # is refused, and every such answer would cost another window.
+        if message.index >= progress.match and message.round >= progress.probe_round:
             progress.become_probe(progress.match + 1)
+            progress.probe_round = core.rounds.begin(core.now)
         return
     if progress.state != PROBE or message.index != progress.next - 1:
         return

@@ -53,6 +53,8 @@ class MemberProcess:
         #: What runs the interpreter, if not the system directly.
         self.prefix: list[str] = []
         self.starts = 0
+        #: The last of its processes whose output has ended.
+        self._ended = 0
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._calls: dict[int, Future[Any]] = {}
@@ -96,11 +98,12 @@ class MemberProcess:
 
     def ask(self, do: str, **arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        process = self._process
-        if process is None:
-            raise MemberGone(self.name)
-        assert process.stdin is not None
         with self._lock:
+            process = self._process
+            # A dying process may still take a question when all it ever said has been read.
+            if process is None or self._ended == self.starts:
+                raise MemberGone(self.name)
+            assert process.stdin is not None
             number = next(self._numbers)
             self._calls[number] = future
             try:
@@ -171,6 +174,7 @@ class MemberProcess:
         if not self._started.done():
             self._started.set_exception(MemberGone(f"{self.name} died at start:\n{self.tail()}"))
         with self._lock:
+            self._ended = number
             calls, self._calls = self._calls, {}
         for future in calls.values():
             future.set_exception(MemberGone(self.name))

@@ -14,6 +14,8 @@ from coord.raft.batch import encode_entry
 from coord.raft.messages import (
     Halt,
     Heartbeat,
+    Propose,
+    ProposeResponse,
     ReadRequest,
     ReadResponse,
     VoteRequest,
@@ -96,3 +98,44 @@ def test_a_fresh_group_need_not_wait_an_election_timeout_for_its_first_leader() 
     used = started(1)
     used.core.found(used.now)
     assert used.core.deadline() >= used.core.settings.election_timeout[0]
+
+
+def test_an_answer_to_a_life_before_serves_no_read_asked_since() -> None:
+    first = Member("b", "abc")
+    first.receive("a", Heartbeat(1, 0, 1))
+    late = message(first.read(1), ReadRequest)
+    again = Member("b", "abc", disk=first.disk, seed=2)
+    again.receive("a", Heartbeat(1, 0, 2))
+    asked = message(again.read(1), ReadRequest)
+    again.receive("a", ReadResponse(1, late.number, 4))
+    assert again.reads == {}
+    again.receive("a", ReadResponse(1, asked.number, 6))
+    assert again.reads == {1: 6}
+
+
+def test_with_slow_answers_the_hurry_after_a_leaders_death_ends() -> None:
+    member = Member("b", "abc")
+    member.receive("a", Heartbeat(1, 0, 1))
+    member.core.peer_gone(member.now, "a")
+    waits = []
+    for _ in range(12):
+        before = member.now
+        member.time_out()
+        waits.append(member.now - before)
+    low, _ = member.core.settings.election_timeout
+    assert all(wait < low for wait in waits[:4])
+    assert all(wait >= low for wait in waits[-4:])
+
+
+def test_a_late_message_of_an_older_stream_does_not_make_the_leader_forget_the_newest() -> None:
+    leader = Member("a", "abc").lead()
+    entries = [encode_entry(b"x"), encode_entry(b"y")]
+    leader.receive("b", Propose(1, 7, 0, entries[:1]))
+    leader.receive("b", Propose(1, 8, 0, entries))
+    assert message(leader.receive("b", Propose(1, 7, 0, entries[:1])), ProposeResponse).expected == 1
+    last = leader.core.log.last_index
+    assert message(leader.receive("b", Propose(1, 8, 1, entries[1:])), ProposeResponse).expected == 2
+    assert leader.core.log.last_index == last
+    for stream in range(100, 200):
+        leader.receive("b", Propose(1, stream, 0, []))
+    assert len(leader.core.proposed["b"]) < 10

@@ -63,7 +63,7 @@ def test_stepping_down_hands_back_every_unanswered_read_once() -> None:
 
 
 def test_a_followers_reads_share_a_question_and_ask_again_when_it_is_overdue() -> None:
-    forwarded = ForwardedReads()
+    forwarded = ForwardedReads(0)
     assert forwarded.ask(0.0, 0.3) is None
     assert forwarded.retry_at(0.3) == float("inf")
     forwarded.add(1)
@@ -77,6 +77,8 @@ def test_a_followers_reads_share_a_question_and_ask_again_when_it_is_overdue() -
     assert forwarded.answered(0) == []
     assert forwarded.answered(1) == [1, 2]
     assert forwarded.answered(1) == []
+    # Of a life before this one: it began from another number, and was about other reads.
+    assert forwarded.answered(3) == []
     forwarded.add(4)
     assert sorted(forwarded.drop()) == [3, 4]
     assert forwarded.retry_at(0.3) == float("inf")

@@ -71,7 +71,7 @@ class Checks:
         self._digests: dict[int, bytes] = {0: self._truth.digest}
         self._seen: dict[str, Seen] = {}
         #: (term, sender, stream) of the proposals a leader takes, to how many it has taken.
-        self._taken: dict[tuple[int, str], tuple[int, int]] = {}
+        self._taken: dict[tuple[int, str, int], int] = {}
         #: How often what is rare has happened.
         self.happened: dict[str, int] = {}
 
@@ -243,9 +243,7 @@ class Checks:
     def _took(self, member: Member, sender: str, message: Propose, last_index: int) -> None:
         """A leader took some of a member's entries: in order, no gap, none twice within a stream."""
         core = member.core
-        stream, taken = self._taken.get((core.term, sender), (message.stream, 0))
-        if stream != message.stream:
-            taken = 0
+        taken = self._taken.get((core.term, sender, message.stream), 0)
         count = core.log.last_index - last_index
         appended = [payload for batch in core.log.between(last_index + 1, core.log.last_index) for payload in batch.payloads()]
         expected = [entry[4:] for entry in message.entries[taken - message.number :]] if message.number <= taken else []
@@ -254,7 +252,7 @@ class Checks:
             f"took other entries of {sender}'s stream {message.stream:x} than those from {taken} on",
             member,
         )
-        self._taken[core.term, sender] = message.stream, taken + count
+        self._taken[core.term, sender, message.stream] = taken + count
 
     def after_input(self, member: Member) -> None:
         core, seen = member.core, self._seen[member.name]

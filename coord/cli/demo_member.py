@@ -44,6 +44,8 @@ class DemoMember:
         #: Set: the worker writes. Set for ever: everything ends.
         self._working = threading.Event()
         self._ending = threading.Event()
+        #: Held during each write.
+        self._turn = threading.Lock()
 
     def run(self) -> int:
         with self._node:
@@ -69,6 +71,8 @@ class DemoMember:
                 self._working.set()
             elif order == "rest":
                 self._working.clear()
+                with self._turn:
+                    self._say(kind="resting")
             elif order == "tell":
                 status = self._node.status()
                 values = dict(self._node.config.items("demo/"))
@@ -78,21 +82,23 @@ class DemoMember:
         return False
 
     def _work(self) -> None:
-        while not self._ending.is_set():
-            if not self._working.is_set():
-                self._say(kind="resting")
-                self._working.wait()
-                continue
+        while self._working.wait() and not self._ending.is_set():
             began = clock()
-            number = self._number
-            self._number += 1
-            try:
-                self._node.config.put(key_of(self._node.name, number), number, timeout=WRITE_TIMEOUT_SECONDS)
-                self._say(kind="written", number=number, began=began, at=clock())
-            except CoordError as error:
-                if not self._ending.is_set():
-                    self._say(kind="unknown" if isinstance(error, OutcomeUnknown) else "failed", text=str(error))
+            with self._turn:
+                # Looked at once more: who orders a rest waits for this turn only.
+                if self._working.is_set():
+                    self._write(began)
             self._ending.wait(max(0.0, began + PACE_SECONDS - clock()))
+
+    def _write(self, began: float) -> None:
+        number = self._number
+        self._number += 1
+        try:
+            self._node.config.put(key_of(self._node.name, number), number, timeout=WRITE_TIMEOUT_SECONDS)
+            self._say(kind="written", number=number, began=began, at=clock())
+        except CoordError as error:
+            if not self._ending.is_set():
+                self._say(kind="unknown" if isinstance(error, OutcomeUnknown) else "failed", text=str(error))
 
     def _report(self) -> None:
         while not self._ending.wait(REPORT_SECONDS):
@@ -101,7 +107,7 @@ class DemoMember:
             except CoordError as error:
                 if not self._ending.is_set():
                     self._say(kind="failed", text=str(error))
-                return
+                continue
             self._say(
                 kind="status",
                 role=status.role,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from coord.raft.core import Core
 
 #: Rounds of an election that are given up early once the leader is known to be gone.
-HURRIED_ROUNDS = 6
+HURRIED_ROUNDS = 7
 #: A better-placed voter may hold up an election this often before it lets anybody win.
 VETOES_MAX = 3
 
@@ -150,12 +150,13 @@ def _ask(core: Core, term: int, *, pre: bool, transfer: bool) -> None:
 
 
 def _retry_soon(core: Core) -> None:
-    """With proof that the leader is gone, an unanswered or lost round need not cost a whole election timeout. Only a
-    few times: where a round takes longer than this wait, hurrying for ever would mean electing nobody, ever."""
+    """With proof that the leader is gone, an unanswered or lost round need not cost a whole election timeout: most
+    likely it came before the others had their proof. Each wait is twice the last, and they are few: where a round takes
+    longer than the wait, hurrying for ever would mean electing nobody, ever."""
     if core.haste > 0:
+        wait = core.settings.heartbeat / 8 * 2 ** (HURRIED_ROUNDS - core.haste)
         core.haste -= 1
-        heartbeat = core.settings.heartbeat
-        core.election_due = min(core.election_due, core.now + core.rng.uniform(heartbeat, 2 * heartbeat))
+        core.election_due = min(core.election_due, core.now + core.rng.uniform(wait, 2 * wait))
 
 
 def _hears_a_leader(core: Core, message: VoteRequest) -> bool:

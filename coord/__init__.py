@@ -1,4 +1,4 @@
-"""Leader election, locks and a replicated config map for ordinary Python processes.
+"""A replicated config map for ordinary Python processes, with nothing to operate.
 
 The public names and nothing else. Importing starts nothing: no thread, no socket, no file.
 """

@@ -87,15 +87,15 @@ class DemoMember:
             with self._turn:
                 # Looked at once more: who orders a rest waits for this turn only.
                 if self._working.is_set():
-                    self._write(began)
+                    self._write()
             self._ending.wait(max(0.0, began + PACE_SECONDS - clock()))
 
-    def _write(self, began: float) -> None:
+    def _write(self) -> None:
         number = self._number
         self._number += 1
         try:
             self._node.config.put(key_of(self._node.name, number), number, timeout=WRITE_TIMEOUT_SECONDS)
-            self._say(kind="written", number=number, began=began, at=clock())
+            self._say(kind="written", number=number, at=clock())
         except CoordError as error:
             if not self._ending.is_set():
                 self._say(kind="unknown" if isinstance(error, OutcomeUnknown) else "failed", text=str(error))

@@ -32,6 +32,8 @@ class Knobs:
     # The network.
     delay: float = 0.002
     jitter: float = 0.0
+    #: None overtakes another, unless it is late or doubled.
+    in_order: bool = True
     loss: float = 0.0
     duplicate: float = 0.0
     #: A message is held up for up to `late_by`, on its way whatever happens to its target meanwhile.
@@ -110,15 +112,17 @@ def draw(seed: int) -> Knobs:
             priorities = (*priorities[:position], -1, *priorities[position + 1 :])
             spare -= 1
     entry_bytes = int(one_of("entry bytes", 0, 40, 300))
+    pace = one_of("pace", 0.3, 1)
     entry_size = len(encode_entry(entry_payload(0, 0, entry_bytes)))
     return Knobs(
         members=members,
         chaos=one_of("chaos", 6, 12, 24),
         settings=Settings(
-            heartbeat=one_of("heartbeat", 0.15, 0.3),
+            heartbeat=one_of("heartbeat", 0.15, 0.3) * pace,
+            election_timeout=(1.5 * pace, 3 * pace),
             lease_reads=lease_reads,
             clock_drift=drift,
-            disk_stall_timeout=one_of("stall timeout", 0.5, 1.5),
+            disk_stall_timeout=one_of("stall timeout", 0.5, 1.5) * pace,
             max_batch_bytes=int(one_of("batch bytes", 1, 2.5, 10_000) * entry_size),
             max_append_bytes=int(one_of("append bytes", 1, 300, 1 << 20)),
             max_inflight_messages=int(one_of("inflight", 1, 2, 64)),
@@ -126,14 +130,15 @@ def draw(seed: int) -> Knobs:
         ),
         priorities=priorities,
         rates=rates,
-        delay=one_of("delay", 0.0005, 0.002, 0.02),
-        jitter=one_of("jitter", 0, 0, 0.01, 0.2, 1.0),
+        delay=one_of("delay", 0.0005, 0.002, 0.02) * pace,
+        jitter=one_of("jitter", 0, 0, 0.01, 0.2, 1.0) * pace,
+        in_order=bool(one_of("in order", 0, 1)),
         loss=one_of("loss", 0, 0, 0.02, 0.1, 0.3),
         duplicate=one_of("duplicate", 0, 0, 0.05, 0.3),
         late=one_of("late", 0, 0, 0.01, 0.05),
         wire=bool(one_of("wire", 0, 0, 0, 1)),
-        turn_delay=one_of("turn delay", 0, 0, 0.005, 0.05),
-        sync_time=one_of("sync time", 0, 0.001, 0.01, 0.1, 0.3),
+        turn_delay=one_of("turn delay", 0, 0, 0.005, 0.05) * pace,
+        sync_time=one_of("sync time", 0, 0.001, 0.01, 0.1, 0.3) * pace,
         real_disk=bool(one_of("real disk", 0, 0, 0, 0, 1)) and not damaged,
         snapshot_entries=int(one_of("snapshot entries", 1 << 30, 4, 16, 64)),
         snapshot_chunk_bytes=int(one_of("chunk bytes", 24, 100, 4096)),

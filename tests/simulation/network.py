@@ -35,6 +35,8 @@ class Network:
             for target in identities
             if source != target
         }
+        #: When the last message of each link arrives, where none overtakes another.
+        self._arrivals: dict[tuple[str, str], float] = {}
         self._cut: set[tuple[str, str]] = set()
         self.calm = False
         self.sent = self.lost = self.doubled = 0
@@ -54,6 +56,8 @@ class Network:
                 self.lost += 1
                 return
             arrival += knobs.jitter * jitter
+            if knobs.in_order:
+                arrival = self._arrivals[source, target] = max(arrival, self._arrivals.get((source, target), 0.0))
             if late < knobs.late:
                 arrival += knobs.late_by * held
         timeline.at(arrival, self._arrive, source, target, message)

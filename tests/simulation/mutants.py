@@ -1,0 +1,245 @@
+"""Mistakes put back in, one at a time: the proof that the simulation would see them.
+
+Each is what some known system once shipped, or what this one had before it was found. A mutant rewrites a few words of
+one function; if the words are no longer there, applying it fails, so the table cannot silently come to test nothing.
+What must not live here: how many seeds it takes (`test_mutants`).
+"""
+
+from __future__ import annotations
+
+import __future__
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from coord.raft import core, election, log, quorum, read_index, replication, snapshot, transfer
+from coord.raft.core import Core
+
+
+@dataclass(frozen=True)
+class Edit:
+    """In `owner.name`, `old` becomes `new`."""
+
+    owner: Any
+    name: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    edits: tuple[Edit, ...]
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """Within this context the mistake is made, by every core."""
+    with ExitStack() as stack:
+        for edit in mutant.edits:
+            _apply(edit, stack)
+        yield
+
+
+def _apply(edit: Edit, stack: ExitStack) -> None:
+    found = inspect.getattr_static(edit.owner, edit.name)
+    original: Callable[..., Any] = found.fget if isinstance(found, property) else found
+    source = textwrap.dedent(inspect.getsource(original))
+    if isinstance(found, property):
+        source = source.partition("\n")[2]
+    assert source.count(edit.old) == 1, f"{edit.name} has {source.count(edit.old)} times: {edit.old}"
+    # In the original's own module, so that all names mean the same.
+    scope = sys.modules[original.__module__].__dict__
+    made: dict[str, Any] = {}
+    flags = __future__.annotations.compiler_flag
+    exec(compile(source.replace(edit.old, edit.new), f"<mutant of {edit.name}>", "exec", flags), scope, made)
+    changed = property(made[edit.name]) if isinstance(found, property) else made[edit.name]
+    stack.enter_context(mock.patch.object(edit.owner, edit.name, changed))
+    for kind, handler in list(core._HANDLERS.items()):
+        if handler is original:
+            stack.enter_context(mock.patch.dict(core._HANDLERS, {kind: changed}))
+
+
+def _mutant(name: str, *edits: tuple[Any, str, str, str]) -> Mutant:
+    return Mutant(name, tuple(Edit(*edit) for edit in edits))
+
+
+_UP_TO_DATE = "(message.last_term, message.last_index) >= (core.log.last_term, core.log.last_index)"
+
+MUTANTS = [
+    _mutant(
+        "trap 1: entries of older terms are committed by counting",
+        (replication, "advance_commit", " and log.term_at(index) == core.term", ""),
+    ),
+    _mutant(
+        "trap 2: terms and votes are told before they are durable",
+        (Core, "send", "if self._hard_state_in_doubt():", "if False:"),
+    ),
+    _mutant(
+        "trap 3: the vote is forgotten on stepping down",
+        (Core, "become_follower", "was_leader = ", 'self.vote = ""; was_leader = '),
+    ),
+    _mutant(
+        "entries are acknowledged before they are durable",
+        (Core, "send_when_durable", "self._riding.append(Send(to, message))", "self.send(to, message)"),
+    ),
+    _mutant(
+        "trap 13: a matching tail is cut off",
+        (replication, "_accept", "if log.term_at(batch.first) == batch.term:", "if False:"),
+    ),
+    _mutant(
+        "a conflicting tail is kept",
+        (replication, "_accept", "if log.term_at(batch.first) == batch.term:", "if batch.last <= log.last_index:"),
+    ),
+    _mutant(
+        "trap 14: an acknowledgement names the end of the log",
+        (replication, "on_append", "batches[-1].last if batches else previous", "core.log.last_index"),
+    ),
+    _mutant(
+        "trap 17: a heartbeat commits what the leader was not seen to share",
+        (replication, "on_heartbeat", "message.commit, core.verified)", "message.commit, core.log.last_index)"),
+    ),
+    _mutant("trap 18: one fewer is a majority", (quorum, "majority", "count // 2 + 1", "(count + 1) // 2 or 1 if count != 3 else 1")),
+    _mutant(
+        "trap 20: a lost probe is never sent again",
+        (replication, "on_heartbeat_response", "progress.paused = False", "pass"),
+    ),
+    _mutant(
+        "trap 20: a lost acknowledgement is never asked for again",
+        (replication, "on_heartbeat_response", "_ask_again(core, sender, progress, message)", "pass"),
+    ),
+    _mutant(
+        "trap 30: reads before the first commit of the term",
+        (replication, "add_read", "parked=not core.leads_surely", "parked=False"),
+    ),
+    _mutant(
+        "trap 31: reads ride on a round already sent",
+        (replication, "replicate_all", "core.rounds.begin(core.now), core.commit", "core.rounds.newest, core.commit"),
+    ),
+    _mutant(
+        "trap 31, at the follower: numbers of reads begin anew with the process",
+        (Core, "__init__", "ForwardedReads(rng.getrandbits(62))", "ForwardedReads(0)"),
+    ),
+    _mutant(
+        "reads are confirmed by nobody",
+        (replication, "confirm_reads", "core.reads.confirmed(confirmed)", "core.reads.confirmed(newest)"),
+    ),
+    _mutant(
+        "trap 32: the lease goes on while handing over",
+        (Core, "lease_until", " or self.transfer_state is not None", ""),
+    ),
+    _mutant(
+        "trap 32: the lease comes back at once after a failed handing over",
+        (Core, "lease_until", "if self.now < self.lease_not_before or self.commit < self.lease_after_index:", "if False:"),
+    ),
+    _mutant(
+        "trap 33: the lease counts from the answer",
+        (replication, "_note_round", "sent_at = core.rounds.sent_at(number)", "sent_at = core.now"),
+    ),
+    _mutant(
+        "trap 34: the lease allows for no drift and lasts a little longer",
+        (Core, "lease_until", "(1 - 2 * self.settings.clock_drift)", "1.2"),
+    ),
+    _mutant(
+        "trap 36: the leader counts what its own disk has not kept",
+        (replication, "advance_commit", "log.persisted if", "log.last_index if"),
+    ),
+    _mutant(
+        "trap 8: a leader is not protected",
+        (election, "_hears_a_leader", "if message.transfer:", "if True:"),
+    ),
+    _mutant(
+        "trap 8: a leader without a quorum goes on",
+        (replication, "tick_leader", "if core.now - core.quorum_contact() >", "if 0 >"),
+    ),
+    _mutant(
+        "trap 9: a candidate of an older term gets no answer",
+        (election, "on_vote_request", "core.send(sender, VoteResponse(core.term, False, message.pre))\n        return\n    if _hears", "return\n    if _hears"),
+    ),
+    _mutant(
+        "trap 7: nobody asks before standing",
+        (election, "timed_out", "_ask(core, core.term + 1, pre=True, transfer=False)", 'campaign(core, "", transfer=False)'),
+    ),
+    _mutant("the log does not matter for a vote", (election, "_may_vote_for", f"return free and {_UP_TO_DATE}", "return free")),
+    _mutant(
+        "only the log's length matters for a vote",
+        (election, "_may_vote_for", _UP_TO_DATE, "message.last_index >= core.log.last_index"),
+    ),
+    _mutant(
+        "two votes in one term",
+        (election, "_may_vote_for", '# The same candidate asking again is granted again (trap 11).\n        free = core.vote in ("", sender)', "free = True"),
+        (Core, "set_vote", 'assert self.vote in ("", name), f"second vote in term {self.term}: {self.vote} then {name}"', "pass"),
+    ),
+    _mutant(
+        "a vote is kept for the next term",
+        (Core, "set_term", 'self.vote = ""', "pass"),
+        (Core, "set_vote", 'assert self.vote in ("", name), f"second vote in term {self.term}: {self.vote} then {name}"', "pass"),
+        (Core, "become_candidate", "self.set_vote(self.name)", 'self.set_vote(self.vote or self.name)'),
+    ),
+    _mutant(
+        "votes of older terms count",
+        (election, "on_vote_response", "message.term == asked_for if message.granted", "True if message.granted"),
+    ),
+    _mutant("a damaged member votes", (election, "_may_vote_for", "core.damage or ", "")),
+    _mutant(
+        "an older leader is followed",
+        (replication, "follow", "if term < core.term:\n        return False", "pass"),
+    ),
+    _mutant(
+        "an older leader hears of no newer term",
+        (replication, "_answered", "if term > core.term:", "if False:"),
+    ),
+    _mutant(
+        "answers to an older term count",
+        (replication, "_answered", "core.role != LEADER or term < core.term", "core.role != LEADER"),
+    ),
+    _mutant("the commit index falls", (replication, "_follow_commit", "if index > core.commit:", "if index:")),
+    _mutant(
+        "what stands before an append is not compared",
+        (replication, "on_append", "if core.log.term_at(previous) != term:", "if core.log.term_at(previous) is None:"),
+        (replication, "_fits", "return batch.first > core.verified", "return True"),
+    ),
+    _mutant(
+        "an older snapshot is installed",
+        (snapshot, "install", "if meta.index <= core.commit or core.role == LEADER:", "if core.role == LEADER:"),
+    ),
+    _mutant(
+        "a sync begun before a truncation counts for what came after",
+        (Core, "persisted", "if epoch == self.log.epoch:", "if True:"),
+    ),
+    _mutant(
+        "trap 16: acknowledgements wait in vain for their term",
+        (Core, "persisted", "or send.message.term == self.term", "or True"),
+        (replication, "_answered", "core.role != LEADER or term < core.term", "core.role != LEADER"),
+    ),
+    _mutant(
+        "a snapshot is offered only once",
+        (snapshot, "tick", "core.now - progress.offered_at > patience", "False"),
+        (snapshot, "tick", "if core.pull is not None and core.leader is not None and core.now >= core.pull.retry_at:", "if False:"),
+    ),
+    _mutant(
+        "proposals may skip some",
+        (replication, "on_propose", "if message.number <= expected <", "if expected <"),
+        (replication, "on_propose", "message.entries[expected - message.number :]", "message.entries[max(0, expected - message.number) :]"),
+    ),
+    _mutant(
+        "a whole window is sent again for each message that was overtaken",
+        (replication, "_refused", " and message.round >= progress.probe_round", ""),
+    ),
+    _mutant("elections are hurried for ever", (election, "_retry_soon", "core.haste -= 1", "pass")),
+    _mutant(
+        "a handing over is never given up",
+        (transfer, "tick", "core.now >= core.transfer_state.deadline", "False"),
+    ),
+    _mutant(
+        "conflicts are searched for beyond where they are",
+        (replication, "_refused", "index = log.batch_at(message.index).first - 1", "index = message.index"),
+    ),
+]
+
+__all__ = ["MUTANTS", "Edit", "Mutant", "applied", "log", "read_index"]

@@ -33,6 +33,11 @@ class Reads:
         self._number = 0
         self._not_before = 0.0
 
+    def __len__(self) -> int:
+        """How many wait."""
+        ready = sum(len(reads) for _, reads in self._ready)
+        return len(self._gathered) + sum(map(len, self._asked.values())) + ready
+
     def add(self, reads: Sequence[Read]) -> None:
         self._gathered += reads
 

@@ -539,10 +539,13 @@ class Core:
     def truncate_from(self, index: int) -> None:
         """Drop a tail that conflicts with the leader's (5.3). What is committed never conflicts."""
         assert index > self.commit, f"truncation at {index}, committed {self.commit}"
+        unasked = self._appended[0].first if self._appended else self.log.last_index + 1
         self.log.truncate_from(index)
         while self._appended and self._appended[-1].first >= index:
             self._appended.pop()
-        self._truncate = index if self._truncate is None else min(self._truncate, index)
+        if index < unasked:
+            # The disk is told to drop only what it was asked to keep; the rest just came and went within the turn.
+            self._truncate = index
         if self.history.truncate_from(index):
             self.command(MembershipChange(self.membership, self.history.latest_index, False))
 

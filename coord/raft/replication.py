@@ -107,7 +107,9 @@ def on_append_response(core: Core, sender: str, message: AppendResponse) -> None
         if progress.acked(message.index):
             advance_commit(core)
             transfer.proceed(core)
-        if progress.state == PROBE or (progress.state == SNAPSHOT and core.log.term_at(progress.match) is not None):
+        # A probe ends with its own answer, not with a late one to what was sent before it.
+        probed = progress.state == PROBE and message.round >= progress.probe_round
+        if probed or (progress.state == SNAPSHOT and core.log.term_at(progress.match) is not None):
             # Also after an older snapshot than the newest, if the log reaches back to it: were a member to begin
             # again with each new one, it might never end.
             progress.become_replicate()

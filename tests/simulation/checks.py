@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING
 
 from coord.raft.batch import COMMANDS, Batch
 from coord.raft.messages import (
+    Append,
     AppendResponse,
+    Heartbeat,
     Message,
     Persist,
     Propose,
     SnapshotChunk,
     SnapshotMeta,
+    SnapshotOffer,
+    TimeoutNow,
     VoteRequest,
     VoteResponse,
 )
+from coord.raft.core import Core
 from coord.raft.progress import REPLICATE
 from coord.raft.roles import CANDIDATE, LEADER
 from simulation.state import Gap, State
@@ -28,6 +33,9 @@ from simulation.state import Gap, State
 if TYPE_CHECKING:
     from simulation.member import Member
     from simulation.world import World
+
+
+_FROM_LEADERS = (Append, Heartbeat, SnapshotOffer)
 
 
 class Violation(AssertionError):
@@ -45,8 +53,8 @@ class Seen:
         self.commit, self.applied, self.last = core.commit, core.applied, core.log.last_index
 
 
-#: A member's log's end, term and vote before a step.
-Before = tuple[int, int, int, str]
+#: A member's log's end, term and vote before a step, and as a leader what it thought of the sender.
+Before = tuple[int, int, int, str, tuple[int, int]]
 
 
 class Checks:
@@ -70,6 +78,8 @@ class Checks:
         self._truth = State()
         self._digests: dict[int, bytes] = {0: self._truth.digest}
         self._seen: dict[str, Seen] = {}
+        #: When each member, by its clock, last followed somebody, or might have before it started.
+        self._followed: dict[str, float] = {}
         #: (term, sender, stream) of the proposals a leader takes, to how many it has taken.
         self._taken: dict[tuple[int, str, int], int] = {}
         #: How often what is rare has happened.
@@ -106,6 +116,8 @@ class Checks:
         if core.vote:
             self.note("started with a vote")
         self._seen[member.name] = Seen(member)
+        # One that knew no term has answered nobody.
+        self._followed[member.name] = member.local() if core.term else float("-inf")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Promises: what a message says is on the sender's disk.
@@ -219,26 +231,43 @@ class Checks:
 
     def before_step(self, member: Member, sender: str, message: Message) -> Before:
         core = member.core
-        return core.log.last_term, core.log.last_index, core.term, core.vote
+        return core.log.last_term, core.log.last_index, core.term, core.vote, self._opinion(core, sender)
+
+    def _opinion(self, core: Core, sender: str) -> tuple[int, int]:
+        progress = core.progress.get(sender)
+        return (progress.match, progress.acked_round) if progress is not None else (0, 0)
 
     def after_step(self, member: Member, sender: str, message: Message, before: Before) -> None:
         core = member.core
-        last_term, last_index, term, vote = before
+        last_term, last_index, term, vote, opinion = before
         if type(message) is VoteRequest and core.vote == sender and (core.term, core.vote) != (term, vote):
             self._require(
                 (message.last_term, message.last_index) >= (last_term, last_index),
                 f"votes for {sender}, whose log ends at {message.last_index}/{message.last_term}",
                 member,
             )
+            if not message.transfer:
+                self._no_promise_broken(member)
         elif type(message) is Propose and core.role == LEADER and core.log.last_index > last_index:
             self._took(member, sender, message, last_index)
         elif message.term < term and type(message) is not VoteRequest:
             self._require(
-                (core.log.last_index, core.term) == (last_index, term),
+                (core.log.last_index, core.term, self._opinion(core, sender)) == (last_index, term, opinion),
                 f"R4: {type(message).__name__} of term {message.term} from {sender} changes it",
                 member,
             )
+        elif core.vote == member.name and vote != member.name and type(message) is not TimeoutNow:
+            self._no_promise_broken(member)
+        if type(message) in _FROM_LEADERS and core.leader == sender and core.term == message.term:
+            self._followed[member.name] = member.local()
         self.after_input(member)
+
+    def _no_promise_broken(self, member: Member) -> None:
+        """Trap 32: a lease is a promise of every follower to elect nobody else for the shortest timeout."""
+        settings = member.core.settings
+        if settings.lease_reads:
+            silence = member.local() - self._followed[member.name]
+            self._require(silence >= settings.election_timeout[0], f"votes {silence:.3f} after it followed", member)
 
     def _took(self, member: Member, sender: str, message: Propose, last_index: int) -> None:
         """A leader took some of a member's entries: in order, no gap, none twice within a stream."""

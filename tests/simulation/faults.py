@@ -68,7 +68,9 @@ class Faults:
         others = [name for name in names if name != victim]
         half = rng.randrange(1, len(names))
         if shape == 0:
-            pairs = between([victim], others)
+            # It keeps some friends, fewer than would make a majority.
+            friends = others[: half % ((len(names) + 1) // 2)]
+            pairs = between([victim, *friends], [name for name in others if name not in friends])
         elif shape == 1:
             pairs = between(names[:half], names[half:])
         elif shape == 2:
@@ -83,6 +85,13 @@ class Faults:
             pairs = [pair for pair in between(names, names) if rng.random() < 0.3]
         if rng.random() < 0.5:
             world.network.heal()
+        leader = world.living(victim)
+        if leader is not None and leader.core.role == LEADER:
+            # What it still appends will be in nobody else's way but its own.
+            leader.propose(half)
+            if rng.random() < world.knobs.false_evidence:
+                for name in others:
+                    world.tell_gone(name, victim)
         world.say("cut", ", ".join(f"{source} to {target}" for source, target in pairs))
         world.cut(pairs)
         world.timeline.after(rng.uniform(*_CUT_SECONDS), world.heal)
@@ -99,15 +108,18 @@ class Faults:
 
     def _transfer(self, rng: random.Random) -> None:
         world = self._world
-        target = rng.choice([*world.names, None])
+        target, deaf, when = rng.choice([*world.names, None]), rng.random(), rng.uniform(0, _SOON_SECONDS)
+        heals = rng.uniform(*_CUT_SECONDS) / 4
         for member in world.alive():
-            if member.core.role == LEADER:
-                world.transfer(member, target)
+            if member.core.role == LEADER and world.transfer(member, target) and deaf < world.knobs.deaf_on_transfer:
+                others = [(name, member.name) for name in world.names if name != member.name]
+                world.timeline.after(max(0.0, when - _SOON_SECONDS / 2), world.cut, others)
+                world.timeline.after(when + heals, world.heal)
 
     def _false_evidence(self, rng: random.Random) -> None:
         """Somebody is told that somebody died: long ago, and it is back; or it never did."""
         world = self._world
-        teller, peer = rng.choice(world.names), rng.choice(world.names)
+        teller, peer = rng.choice(world.names), self._victim(rng)
         if teller != peer and rng.random() < world.knobs.false_evidence:
             world.tell_gone(teller, peer)
 
@@ -126,5 +138,6 @@ class Faults:
             return
         others = [name for name in world.names if name != member.name]
         friends = rng.randrange(len(others) + 1)
+        member.propose(friends + 1)
         world.timeline.after(when, world.cut, between([member.name], others[friends:]))
         world.timeline.after(when + rng.uniform(*_CUT_SECONDS), world.heal)

@@ -39,6 +39,8 @@ class Knobs:
     #: A message is held up for up to `late_by`, on its way whatever happens to its target meanwhile.
     late: float = 0.0
     late_by: float = 4.0
+    #: What a cut link could not carry arrives when it is mended, as from a socket's queue, instead of never.
+    hold: bool = False
     #: Messages pass through the real codec.
     wire: bool = False
 
@@ -65,6 +67,8 @@ class Knobs:
     #: How likely the death of a process is noticed at once, and how likely evidence is late or wrong.
     notice: float = 1.0
     false_evidence: float = 0.0
+    #: A leader that hands over soon hears nobody.
+    deaf_on_transfer: float = 0.0
     damaged: bool = False
     #: Members that stay dead while the rest must recover; a minority.
     stay_dead: int = 0
@@ -112,11 +116,11 @@ def draw(seed: int) -> Knobs:
             priorities = (*priorities[:position], -1, *priorities[position + 1 :])
             spare -= 1
     entry_bytes = int(one_of("entry bytes", 0, 40, 300))
-    pace = one_of("pace", 0.3, 1)
+    pace = one_of("pace", 0.3, 0.3, 1)
     entry_size = len(encode_entry(entry_payload(0, 0, entry_bytes)))
     return Knobs(
         members=members,
-        chaos=one_of("chaos", 6, 12, 24),
+        chaos=one_of("chaos", 5, 10, 15),
         settings=Settings(
             heartbeat=one_of("heartbeat", 0.15, 0.3) * pace,
             election_timeout=(1.5 * pace, 3 * pace),
@@ -136,6 +140,7 @@ def draw(seed: int) -> Knobs:
         loss=one_of("loss", 0, 0, 0.02, 0.1, 0.3),
         duplicate=one_of("duplicate", 0, 0, 0.05, 0.3),
         late=one_of("late", 0, 0, 0.01, 0.05),
+        hold=bool(one_of("hold", 0, 1)),
         wire=bool(one_of("wire", 0, 0, 0, 1)),
         turn_delay=one_of("turn delay", 0, 0, 0.005, 0.05) * pace,
         sync_time=one_of("sync time", 0, 0.001, 0.01, 0.1, 0.3) * pace,
@@ -143,18 +148,19 @@ def draw(seed: int) -> Knobs:
         snapshot_entries=int(one_of("snapshot entries", 1 << 30, 4, 16, 64)),
         snapshot_chunk_bytes=int(one_of("chunk bytes", 24, 100, 4096)),
         snapshot_time=one_of("snapshot time", 0, 0.05, 1),
-        partition_every=one_of("partitions", NEVER, NEVER, 1, 3),
+        partition_every=one_of("partitions", NEVER, 0.7, 1.5, 4),
         crash_every=one_of("crashes", NEVER, NEVER, 0.7, 3),
         pause_every=one_of("pauses", NEVER, NEVER, 2),
         stall_every=one_of("stalls", NEVER, NEVER, 3),
         transfer_every=one_of("transfers", NEVER, NEVER, 1, 4),
-        kill_new_leader=one_of("new leader", 0, 0, 0.5),
+        kill_new_leader=one_of("new leader", 0, 0.3, 0.7),
         notice=one_of("notice", 0, 0.5, 1),
-        false_evidence=one_of("false evidence", 0, 0, 0.3),
+        false_evidence=one_of("false evidence", 0, 0, 0.5),
+        deaf_on_transfer=one_of("deaf", 0, 0.5),
         damaged=damaged,
         stay_dead=spare if one_of("stay dead", 0, 1) else 0,
         proposals_every=one_of("proposals", 0.05, 0.2, 1),
-        reads_every=one_of("reads", NEVER, 0.1, 0.5),
+        reads_every=one_of("reads", 0.02, 0.1) if lease_reads else one_of("reads", NEVER, 0.05, 0.5),
         entries=int(one_of("entries", 1, 3, 8)),
         entry_bytes=entry_bytes,
     )

@@ -13,12 +13,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 from coord.raft import core, election, log, quorum, read_index, replication, snapshot, transfer
 from coord.raft.core import Core
+from simulation.knobs import Knobs
 
 
 @dataclass(frozen=True)
@@ -35,38 +36,73 @@ class Edit:
 class Mutant:
     name: str
     edits: tuple[Edit, ...]
+    #: Makes the worlds in which it shows more likely.
+    world: Callable[[Knobs], None]
 
 
 @contextmanager
 def applied(mutant: Mutant) -> Iterator[None]:
     """Within this context the mistake is made, by every core."""
+    places: dict[tuple[int, str], list[Edit]] = {}
+    for edit in mutant.edits:
+        places.setdefault((id(edit.owner), edit.name), []).append(edit)
     with ExitStack() as stack:
-        for edit in mutant.edits:
-            _apply(edit, stack)
+        for edits in places.values():
+            _rewrite(edits, stack)
         yield
 
 
-def _apply(edit: Edit, stack: ExitStack) -> None:
-    found = inspect.getattr_static(edit.owner, edit.name)
+def _rewrite(edits: list[Edit], stack: ExitStack) -> None:
+    owner, name = edits[0].owner, edits[0].name
+    found = inspect.getattr_static(owner, name)
     original: Callable[..., Any] = found.fget if isinstance(found, property) else found
     source = textwrap.dedent(inspect.getsource(original))
     if isinstance(found, property):
         source = source.partition("\n")[2]
-    assert source.count(edit.old) == 1, f"{edit.name} has {source.count(edit.old)} times: {edit.old}"
+    for edit in edits:
+        assert source.count(edit.old) == 1, f"{name} has {source.count(edit.old)} times: {edit.old}"
+        source = source.replace(edit.old, edit.new)
     # In the original's own module, so that all names mean the same.
     scope = sys.modules[original.__module__].__dict__
     made: dict[str, Any] = {}
     flags = __future__.annotations.compiler_flag
-    exec(compile(source.replace(edit.old, edit.new), f"<mutant of {edit.name}>", "exec", flags), scope, made)
-    changed = property(made[edit.name]) if isinstance(found, property) else made[edit.name]
-    stack.enter_context(mock.patch.object(edit.owner, edit.name, changed))
+    exec(compile(source, f"<mutant of {name}>", "exec", flags), scope, made)
+    changed = property(made[name]) if isinstance(found, property) else made[name]
+    stack.enter_context(mock.patch.object(owner, name, changed))
     for kind, handler in list(core._HANDLERS.items()):
         if handler is original:
             stack.enter_context(mock.patch.dict(core._HANDLERS, {kind: changed}))
 
 
-def _mutant(name: str, *edits: tuple[Any, str, str, str]) -> Mutant:
-    return Mutant(name, tuple(Edit(*edit) for edit in edits))
+def _as_drawn(knobs: Knobs) -> None:
+    """No help needed."""
+
+
+def _stale_leaders(knobs: Knobs) -> None:
+    """Leaders that do not know that others lead, and are asked."""
+    knobs.partition_every, knobs.reads_every, knobs.kill_new_leader = 0.7, 0.02, 0.7
+    knobs.hold, knobs.late, knobs.notice = True, 0.05, 1.0
+    knobs.sync_time = min(knobs.sync_time, 0.01)
+
+
+def _leases(knobs: Knobs) -> None:
+    _stale_leaders(knobs)
+    knobs.settings = replace(knobs.settings, lease_reads=True, clock_drift=0.01)
+    knobs.rates = tuple(1 + (rate - 1) % 0.01 for rate in knobs.rates)
+    knobs.false_evidence, knobs.transfer_every, knobs.deaf_on_transfer = 1.0, 1.0, 1.0
+
+
+def _many_terms(knobs: Knobs) -> None:
+    """Leaders that end before they have done anything."""
+    knobs.members, knobs.damaged, knobs.stay_dead = min(knobs.members + 1, 3), False, 0
+    knobs.priorities, knobs.rates = (0,) * knobs.members, (1.0,) * knobs.members
+    knobs.kill_new_leader, knobs.crash_every, knobs.partition_every, knobs.loss = 1.0, 0.7, 1.5, 0.0
+
+
+def _mutant(
+    name: str, *edits: tuple[Any, str, str, str], world: Callable[[Knobs], None] = _as_drawn
+) -> Mutant:
+    return Mutant(name, tuple(Edit(*edit) for edit in edits), world)
 
 
 _UP_TO_DATE = "(message.last_term, message.last_index) >= (core.log.last_term, core.log.last_index)"
@@ -86,7 +122,7 @@ MUTANTS = [
     ),
     _mutant(
         "entries are acknowledged before they are durable",
-        (Core, "send_when_durable", "self._riding.append(Send(to, message))", "self.send(to, message)"),
+        (Core, "send_when_durable", "self._riding.append(Send(to, message))", "self._out.append(Send(to, message))"),
     ),
     _mutant(
         "trap 13: a matching tail is cut off",
@@ -97,14 +133,16 @@ MUTANTS = [
         (replication, "_accept", "if log.term_at(batch.first) == batch.term:", "if batch.last <= log.last_index:"),
     ),
     _mutant(
+        # With hints there is never a matching append before a conflicting one, so this alone would do no harm.
         "trap 14: an acknowledgement names the end of the log",
         (replication, "on_append", "batches[-1].last if batches else previous", "core.log.last_index"),
+        (replication, "_refused", "index, _ = log.newest_not_above(message.hint_index, message.hint_term)", "index = log.base"),
     ),
     _mutant(
         "trap 17: a heartbeat commits what the leader was not seen to share",
         (replication, "on_heartbeat", "message.commit, core.verified)", "message.commit, core.log.last_index)"),
     ),
-    _mutant("trap 18: one fewer is a majority", (quorum, "majority", "count // 2 + 1", "(count + 1) // 2 or 1 if count != 3 else 1")),
+    _mutant("trap 18: one fewer is a majority", (quorum, "majority", "count // 2 + 1", "max(1, count // 2)")),
     _mutant(
         "trap 20: a lost probe is never sent again",
         (replication, "on_heartbeat_response", "progress.paused = False", "pass"),
@@ -120,30 +158,37 @@ MUTANTS = [
     _mutant(
         "trap 31: reads ride on a round already sent",
         (replication, "replicate_all", "core.rounds.begin(core.now), core.commit", "core.rounds.newest, core.commit"),
+        world=_stale_leaders,
     ),
     _mutant(
         "trap 31, at the follower: numbers of reads begin anew with the process",
         (Core, "__init__", "ForwardedReads(rng.getrandbits(62))", "ForwardedReads(0)"),
+        world=_stale_leaders,
     ),
     _mutant(
         "reads are confirmed by nobody",
         (replication, "confirm_reads", "core.reads.confirmed(confirmed)", "core.reads.confirmed(newest)"),
+        world=_stale_leaders,
     ),
     _mutant(
         "trap 32: the lease goes on while handing over",
         (Core, "lease_until", " or self.transfer_state is not None", ""),
+        world=_leases,
     ),
     _mutant(
         "trap 32: the lease comes back at once after a failed handing over",
         (Core, "lease_until", "if self.now < self.lease_not_before or self.commit < self.lease_after_index:", "if False:"),
+        world=_leases,
     ),
     _mutant(
         "trap 33: the lease counts from the answer",
         (replication, "_note_round", "sent_at = core.rounds.sent_at(number)", "sent_at = core.now"),
+        world=_leases,
     ),
     _mutant(
         "trap 34: the lease allows for no drift and lasts a little longer",
         (Core, "lease_until", "(1 - 2 * self.settings.clock_drift)", "1.2"),
+        world=_leases,
     ),
     _mutant(
         "trap 36: the leader counts what its own disk has not kept",
@@ -152,6 +197,7 @@ MUTANTS = [
     _mutant(
         "trap 8: a leader is not protected",
         (election, "_hears_a_leader", "if message.transfer:", "if True:"),
+        world=_leases,
     ),
     _mutant(
         "trap 8: a leader without a quorum goes on",
@@ -160,6 +206,7 @@ MUTANTS = [
     _mutant(
         "trap 9: a candidate of an older term gets no answer",
         (election, "on_vote_request", "core.send(sender, VoteResponse(core.term, False, message.pre))\n        return\n    if _hears", "return\n    if _hears"),
+        world=_many_terms,
     ),
     _mutant(
         "trap 7: nobody asks before standing",
@@ -237,8 +284,8 @@ MUTANTS = [
         (transfer, "tick", "core.now >= core.transfer_state.deadline", "False"),
     ),
     _mutant(
-        "conflicts are searched for beyond where they are",
-        (replication, "_refused", "index = log.batch_at(message.index).first - 1", "index = message.index"),
+        "trap 19: a refusal teaches nothing",
+        (replication, "_refused", "progress.next = max(progress.match, index) + 1", "pass"),
     ),
 ]
 

@@ -9,6 +9,7 @@ What must not live here: when links are cut (`faults`).
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from coord.raft.messages import Message
@@ -16,6 +17,9 @@ from coord.wire import Identity, decode, encode
 from simulation.chance import stream
 from simulation.knobs import Knobs
 from simulation.timeline import Timeline
+
+#: The newest that wait at a cut link.
+_HELD_MAX = 40
 
 #: (target, sender, its incarnation, message)
 Deliver = Callable[[str, str, int, Message], None]
@@ -38,6 +42,7 @@ class Network:
         #: When the last message of each link arrives, where none overtakes another.
         self._arrivals: dict[tuple[str, str], float] = {}
         self._cut: set[tuple[str, str]] = set()
+        self._held: dict[tuple[str, str], deque[Message]] = {}
         self.calm = False
         self.sent = self.lost = self.doubled = 0
 
@@ -48,7 +53,7 @@ class Network:
         loss, duplicate, late, jitter, second, held = chance(), chance(), chance(), chance(), chance(), chance()
         self.sent += 1
         if (source, target) in self._cut:
-            self.lost += 1
+            self._hold(source, target, message)
             return
         arrival = timeline.now + knobs.delay * (1 + jitter / 4)
         if not self.calm:
@@ -67,21 +72,38 @@ class Network:
 
     def _arrive(self, source: str, target: str, message: Message) -> None:
         if (source, target) in self._cut:
-            self.lost += 1
+            self._hold(source, target, message)
             return
         sender = self._identities[source]
         if self._knobs.wire:
             message = decode(encode(sender, target, message), self._identities[target]).message
         self._deliver(target, source, sender.incarnation, message)
 
+    def _hold(self, source: str, target: str, message: Message) -> None:
+        if self._knobs.hold:
+            self._held.setdefault((source, target), deque(maxlen=_HELD_MAX)).append(message)
+        else:
+            self.lost += 1
+
     # Cuts.
 
     def cut(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Nothing sent or on its way along these, (source, target), arrives."""
+        """Nothing sent or on its way along these, (source, target), arrives before they are mended."""
         self._cut.update(pairs)
 
     def heal(self) -> None:
         self._cut.clear()
+        for (source, target), messages in self._held.items():
+            for message in messages:
+                self._timeline.after(self._knobs.delay, self._arrive, source, target, message)
+        self._held.clear()
+
+    @property
+    def slowest(self) -> float:
+        """No message is on its way for longer than this."""
+        knobs = self._knobs
+        second = 5 * (knobs.delay + knobs.jitter) if knobs.duplicate else 0.0
+        return 2 * knobs.delay + knobs.jitter + second + (knobs.late_by if knobs.late else 0.0)
 
     @property
     def whole(self) -> bool:

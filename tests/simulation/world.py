@@ -29,7 +29,8 @@ from simulation.timeline import Timeline
 #: How long a group may take to recover, in longest election timeouts.
 RECOVERY_TIMEOUTS = 10
 #: A leader that reaches no quorum steps down within so many longest election timeouts, by its own clock.
-_PATIENCE_TIMEOUTS = 2.5
+_PATIENCE_TIMEOUTS = 1.5
+_LOOK_EVERY = 0.1
 #: What callers may want of one member at once.
 _WAITING_MAX = 30
 #: A world that is busier than this never ends.
@@ -88,14 +89,15 @@ class World:
 
     def run(self) -> None:
         """Chaos, then recovery. Raises Violation or Stuck."""
-        self._advance(self.knobs.chaos)
+        while self.timeline.now < self.knobs.chaos:
+            self._advance(min(self.timeline.now + _LOOK_EVERY, self.knobs.chaos))
         self._make_peace()
         recovery = RECOVERY_TIMEOUTS * self.knobs.settings.election_timeout[1] / min(self.knobs.rates)
         recovered_by = self.timeline.now + self.knobs.late_by + recovery + self._work_left()
         while self._unfinished():
             if self.timeline.now > recovered_by:
                 raise Stuck(f"at {self.timeline.now:.4f}: " + "; ".join(self._unfinished()) + self._describe_all())
-            self._advance(self.timeline.now + 0.25)
+            self._advance(self.timeline.now + _LOOK_EVERY)
 
     def _work_left(self) -> float:
         """How long a healthy group may be busy with what lies undone, when it moves one entry at a time."""
@@ -160,7 +162,7 @@ class World:
                 self._cut_off_since.pop(member.name, None)
                 continue
             since = self._cut_off_since.setdefault(member.name, now)
-            if (now - since) * min(self.knobs.rates) > patience + self.knobs.late_by:
+            if (now - since) * min(self.knobs.rates) > patience + self.network.slowest:
                 self.checks.fail(f"{member.name} leads since long without a quorum\n  {self.describe(member)}")
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -310,13 +312,16 @@ class World:
             self.say(name, f"waits for its disk for {duration:.2f} seconds")
             self._stalled_until[name] = max(self._stalled_until[name], self.timeline.now + duration)
 
-    def transfer(self, member: Member, to: str | None) -> None:
-        if member.paused_until <= self.timeline.now:
-            problem = member.core.transfer_leadership(member.local(), to)
-            self.say(member.name, f"is to hand over to {to or 'anybody'}: {problem or 'begun'}")
-            if not problem:
-                self.checks.note("transfer begun")
-            self._want_turn(member, self.timeline.now)
+    def transfer(self, member: Member, to: str | None) -> bool:
+        """Whether it began."""
+        if member.paused_until > self.timeline.now:
+            return False
+        problem = member.core.transfer_leadership(member.local(), to)
+        self.say(member.name, f"is to hand over to {to or 'anybody'}: {problem or 'begun'}")
+        if not problem:
+            self.checks.note("transfer begun")
+        self._want_turn(member, self.timeline.now)
+        return not problem
 
     def damage(self, name: str, rng: random.Random) -> None:
         """It stops, its disk forgets, and it starts again knowing that it did."""
@@ -356,14 +361,14 @@ class World:
             self.timeline.after(self._work.expovariate(1 / self.knobs.reads_every), self._read)
 
     def _read(self) -> None:
-        """Two at once, at members that may believe different things."""
-        first, second = self._work.choice(self.names), self._work.choice(self.names)
+        """At anybody, and at all who believe that they lead."""
+        name = self._work.choice(self.names)
         if self.calm:
             return
-        for name in (first, second):
-            member = self.living(name)
+        for member in self.alive():
             # A process that stands still asks nothing; it would look like a read long ago.
-            if member is not None and member.paused_until <= self.timeline.now and len(member.floors) < _WAITING_MAX:
+            asked = member.name == name or member.core.role == LEADER
+            if asked and member.paused_until <= self.timeline.now and len(member.floors) < _WAITING_MAX:
                 member.read()
                 self._want_turn(member, self.timeline.now)
         self._read_later()

@@ -80,7 +80,7 @@ class Start:
     batches: Sequence[Batch] = ()
     #: A commit index once known, at most the last index (trap 43).
     commit: int = 0
-    #: Why this member may have forgotten a promise; it then never votes. "" when it has not.
+    #: Why this member may have forgotten a promise; it then never votes and acknowledges nothing. "" when it has not.
     damage: str = ""
 
 
@@ -403,12 +403,18 @@ class Core:
         disk: no message may say more than a restart would remember."""
         if self._hard_state_in_doubt():
             self.send_when_durable(to, message)
-        elif not self.halted:
+        elif not self.halted and self._may_say(message):
             self._out.append(Send(to, message))
 
     def send_when_durable(self, to: str, message: Message) -> None:
         """Send once everything this core has so far asked to persist is on disk."""
-        self._riding.append(Send(to, message))
+        if self._may_say(message):
+            self._riding.append(Send(to, message))
+
+    def _may_say(self, message: Message) -> bool:
+        """What a damaged member forgot may be a newer term: its word must not let an older leader commit, confirm reads
+        or go on."""
+        return not self.damage or not isinstance(message, AppendResponse | HeartbeatResponse)
 
     def command(self, command: Command) -> None:
         self._out.append(command)

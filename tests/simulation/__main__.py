@@ -30,7 +30,9 @@ def main() -> int:
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             failures.append(seed)
-            print(f"seed {seed}: {type(error).__name__} in {where.name}: {error}\n  {draw(seed).describe()}", flush=True)
+            print(
+                f"seed {seed}: {type(error).__name__} in {where.name}: {error}\n  {draw(seed).describe()}", flush=True
+            )
             if not options.keep_going:
                 break
     print(totals.describe(time.perf_counter() - began))

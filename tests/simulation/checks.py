@@ -11,6 +11,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from coord.raft.batch import COMMANDS, Batch
+from coord.raft.core import Core
 from coord.raft.messages import (
     Append,
     AppendResponse,
@@ -25,7 +26,6 @@ from coord.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from coord.raft.core import Core
 from coord.raft.progress import REPLICATE
 from coord.raft.roles import CANDIDATE, LEADER
 from simulation.state import Gap, State
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 
+#: So many of a member's streams a leader must know apart; a later one may push out the oldest.
+_STREAMS_REMEMBERED = 4
 _FROM_LEADERS = (Append, Heartbeat, SnapshotOffer)
 
 
@@ -80,8 +82,10 @@ class Checks:
         self._seen: dict[str, Seen] = {}
         #: When each member, by its clock, last followed somebody, or might have before it started.
         self._followed: dict[str, float] = {}
-        #: (term, sender, stream) of the proposals a leader takes, to how many it has taken.
-        self._taken: dict[tuple[int, str, int], int] = {}
+        #: Which term's leader each member last followed, and when, in the world's time.
+        self._loyal: dict[str, tuple[int, float]] = {}
+        #: (term, sender): of its newest streams of proposals, how many entries the leader has taken.
+        self._taken: dict[tuple[int, str], dict[int, int]] = {}
         #: How often what is rare has happened.
         self.happened: dict[str, int] = {}
 
@@ -248,7 +252,7 @@ class Checks:
             )
             if not message.transfer:
                 self._no_promise_broken(member)
-        elif type(message) is Propose and core.role == LEADER and core.log.last_index > last_index:
+        elif type(message) is Propose and core.role == LEADER and message.term == core.term:
             self._took(member, sender, message, last_index)
         elif message.term < term and type(message) is not VoteRequest:
             self._require(
@@ -260,6 +264,7 @@ class Checks:
             self._no_promise_broken(member)
         if type(message) in _FROM_LEADERS and core.leader == sender and core.term == message.term:
             self._followed[member.name] = member.local()
+            self._loyal[member.name] = core.term, self._world.timeline.now
         self.after_input(member)
 
     def _no_promise_broken(self, member: Member) -> None:
@@ -270,18 +275,23 @@ class Checks:
             self._require(silence >= settings.election_timeout[0], f"votes {silence:.3f} after it followed", member)
 
     def _took(self, member: Member, sender: str, message: Propose, last_index: int) -> None:
-        """A leader took some of a member's entries: in order, no gap, none twice within a stream."""
+        """A leader takes a member's entries in order, without a gap, and none twice within a stream it remembers."""
         core = member.core
-        taken = self._taken.get((core.term, sender, message.stream), 0)
+        streams = self._taken.setdefault((core.term, sender), {})
+        taken = streams.get(message.stream, 0)
         count = core.log.last_index - last_index
-        appended = [payload for batch in core.log.between(last_index + 1, core.log.last_index) for payload in batch.payloads()]
+        appended = [
+            payload for batch in core.log.between(last_index + 1, core.log.last_index) for payload in batch.payloads()
+        ]
         expected = [entry[4:] for entry in message.entries[taken - message.number :]] if message.number <= taken else []
         self._require(
             appended == expected[:count],
             f"took other entries of {sender}'s stream {message.stream:x} than those from {taken} on",
             member,
         )
-        self._taken[core.term, sender, message.stream] = taken + count
+        streams[message.stream] = taken + count
+        if len(streams) > _STREAMS_REMEMBERED:
+            del streams[next(iter(streams))]
 
     def after_input(self, member: Member) -> None:
         core, seen = member.core, self._seen[member.name]
@@ -372,11 +382,7 @@ class Checks:
         term = core.log.term_at(core.commit)
         self._require(term == core.term, f"R2: commits {core.commit} of term {term} (trap 1)", member)
         assert term is not None
-        holders = [
-            name
-            for name, disk, damaged in self._world.disks()
-            if damaged or disk.view.holds(core.commit, term)
-        ]
+        holders = [name for name, disk, damaged in self._world.disks() if damaged or disk.view.holds(core.commit, term)]
         self._require(
             2 * len(holders) > self._world.knobs.members,
             f"R2: commits {core.commit}, which only {holders} hold on disk",
@@ -420,7 +426,9 @@ class Checks:
             f"I8: snapshot {meta.index} is of another state",
             member,
         )
-        self._require(self._golden_at(meta.index).term == meta.term, f"I8: snapshot {meta.index} of {meta.term}", member)
+        self._require(
+            self._golden_at(meta.index).term == meta.term, f"I8: snapshot {meta.index} of {meta.term}", member
+        )
 
     def _golden_at(self, index: int) -> Batch:
         return self._golden[bisect_right(self._golden_firsts, index) - 1]
@@ -436,8 +444,24 @@ class Checks:
     # Reads.
 
     def read_answered(self, member: Member, number: int, index: int) -> None:
-        floor = member.floors.get(number)
-        self._require(floor is not None, f"read {number} answered twice, or never asked", member)
-        assert floor is not None
+        core = member.core
+        self._require(number in member.floors, f"read {number} answered, which nobody waits for", member)
+        floor, invoked = member.floors[number]
         self._require(index >= floor, f"R5: read at {index}, {floor} was committed before it was asked for", member)
-        self.note("read answered by its leader" if member.core.role == LEADER else "read answered to a follower")
+        leads, leases = core.role == LEADER, core.settings.lease_reads
+        # A follower may have left that leader within this very turn: then any leader will do.
+        terms = [core.term] if leads else sorted({term for term, _ in self._loyal.values()})
+        confirmed = any(self._majority_followed(term, invoked) for term in terms)
+        if leads and leases and not confirmed:
+            # By its lease: a majority has promised not to elect anybody yet. Each counts by its own clock.
+            patience = core.settings.election_timeout[0] / max(self._world.knobs.rates)
+            confirmed = self._majority_followed(core.term, self._world.timeline.now - patience)
+            self.note("read answered within a lease")
+        if leads or not leases:
+            self._require(confirmed, f"read {number} answered, and no majority followed its leader since", member)
+        self.note("read answered by its leader" if leads else "read answered to a follower")
+
+    def _majority_followed(self, term: int, since: float) -> bool:
+        """Whatever answers were on their way before `since` prove nothing (trap 31)."""
+        following = {name for name, (followed, at) in self._loyal.items() if followed == term and at >= since}
+        return 2 * len(following | {self.leaders[term]}) > self._world.knobs.members

@@ -1,7 +1,7 @@
 """A simulated member's disk: what it was asked to keep, what it has kept, and what a crash leaves of the rest.
 
-`ModelDisk` says what a disk may do in as few lines as possible; `LogDisk` is the real log and the real snapshot files on
-a disk in memory that tears and loses writes. Both tell the checks what is truly durable, in `view`.
+`ModelDisk` says what a disk may do in as few lines as possible; `LogDisk` is the real log and the real snapshot files
+on a disk in memory that tears and loses writes. Both tell the checks what is truly durable, in `view`.
 What must not live here: how long a sync takes (`member`).
 """
 
@@ -148,6 +148,10 @@ class ModelDisk:
             view.keep(rng.randint(covered, max(covered, len(view.batches))))
         view.hard_state = HardState(rng.randint(0, view.hard_state.term))
         view.commit = min(view.commit, view.last)
+
+    def wipe(self) -> None:
+        self.view = View()
+        self._snapshots, self._compacted = {}, 0
 
     def _write(self, persists: Sequence[Persist]) -> None:
         for persist in persists:

@@ -66,8 +66,8 @@ class Member:
         self.inbox: deque[tuple[str, int, Message]] = deque()
         self.gone: list[str] = []
         self.reads: list[int] = []
-        #: Read number to its floor: how much was committed when it was invoked.
-        self.floors: dict[int, int] = {}
+        #: Read number to how much was committed when it was invoked, and when that was.
+        self.floors: dict[int, tuple[int, float]] = {}
         self.answers: list[tuple[int, int]] = []
         self._read_number = 0
         self._read_again_at = 0.0
@@ -136,7 +136,7 @@ class Member:
 
     def read(self) -> None:
         self._read_number += 1
-        self.floors[self._read_number] = self.world.checks.committed
+        self.floors[self._read_number] = self.world.checks.committed, self.world.timeline.now
         self.reads.append(self._read_number)
 
     @property
@@ -351,4 +351,3 @@ _PERFORM: dict[type[Command], Callable[[Member, Any], None]] = {
     Refused: Member._on_refused,
     Halt: Member._on_halt,
 }
-

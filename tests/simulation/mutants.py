@@ -6,8 +6,8 @@ What must not live here: how many seeds it takes (`test_mutants`).
 """
 
 from __future__ import annotations
-
 import __future__
+
 import inspect
 import sys
 import textwrap
@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-from coord.raft import core, election, log, quorum, read_index, replication, snapshot, transfer
+from coord.raft import core, election, quorum, replication, snapshot, transfer
 from coord.raft.core import Core
-from simulation.knobs import Knobs
+from simulation.knobs import NEVER, Knobs, draw
+from simulation.stories import come_and_gone, forgotten_term, late_word_to_take_over, longest_log_in_the_oldest_term
+from simulation.world import World
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,27 @@ class Edit:
     new: str
 
 
+def _as_drawn(knobs: Knobs) -> None:
+    """No help needed."""
+
+
 @dataclass(frozen=True)
 class Mutant:
     name: str
     edits: tuple[Edit, ...]
     #: Makes the worlds in which it shows more likely.
-    world: Callable[[Knobs], None]
+    world: Callable[[Knobs], None] = _as_drawn
+    #: Told instead, where chance would take too long.
+    story: Callable[[int], None] | None = None
+
+    def try_seed(self, seed: int) -> None:
+        """Raises when the mistake shows; it must have been `applied`."""
+        if self.story is not None:
+            self.story(seed)
+            return
+        knobs = draw(seed)
+        self.world(knobs)
+        World(seed, knobs).run()
 
 
 @contextmanager
@@ -55,7 +72,7 @@ def applied(mutant: Mutant) -> Iterator[None]:
 def _rewrite(edits: list[Edit], stack: ExitStack) -> None:
     owner, name = edits[0].owner, edits[0].name
     found = inspect.getattr_static(owner, name)
-    original: Callable[..., Any] = found.fget if isinstance(found, property) else found
+    original: Any = found.fget if isinstance(found, property) else found
     source = textwrap.dedent(inspect.getsource(original))
     if isinstance(found, property):
         source = source.partition("\n")[2]
@@ -72,10 +89,6 @@ def _rewrite(edits: list[Edit], stack: ExitStack) -> None:
     for kind, handler in list(core._HANDLERS.items()):
         if handler is original:
             stack.enter_context(mock.patch.dict(core._HANDLERS, {kind: changed}))
-
-
-def _as_drawn(knobs: Knobs) -> None:
-    """No help needed."""
 
 
 def _stale_leaders(knobs: Knobs) -> None:
@@ -99,10 +112,31 @@ def _many_terms(knobs: Knobs) -> None:
     knobs.kill_new_leader, knobs.crash_every, knobs.partition_every, knobs.loss = 1.0, 0.7, 1.5, 0.0
 
 
+def _slow_disks(knobs: Knobs) -> None:
+    _many_terms(knobs)
+    knobs.sync_time, knobs.loss = 0.1, 0.02
+
+
+def _snapshots(knobs: Knobs) -> None:
+    """Taken all the time, slow to write, and often overtaken by the log."""
+    knobs.snapshot_entries, knobs.snapshot_time, knobs.proposals_every = 4, 1.0, 0.05
+    knobs.partition_every, knobs.kill_new_leader, knobs.crash_every, knobs.hold = 0.7, 0.7, 3.0, True
+
+
+def _restarts(knobs: Knobs) -> None:
+    """Members come back at once, and find what was meant for their former selves."""
+    knobs.crash_every, knobs.kill_new_leader, knobs.notice = 0.5, 0.0, 0.0
+    knobs.reads_every, knobs.late, knobs.late_by = 0.02, 0.3, 1.5
+    knobs.partition_every, knobs.sync_time, knobs.turn_delay, knobs.loss = NEVER, 0.0, 0.0, 0.0
+
+
 def _mutant(
-    name: str, *edits: tuple[Any, str, str, str], world: Callable[[Knobs], None] = _as_drawn
+    name: str,
+    *edits: tuple[Any, str, str, str],
+    world: Callable[[Knobs], None] = _as_drawn,
+    story: Callable[[int], None] | None = None,
 ) -> Mutant:
-    return Mutant(name, tuple(Edit(*edit) for edit in edits), world)
+    return Mutant(name, tuple(Edit(*edit) for edit in edits), world, story)
 
 
 _UP_TO_DATE = "(message.last_term, message.last_index) >= (core.log.last_term, core.log.last_index)"
@@ -136,7 +170,12 @@ MUTANTS = [
         # With hints there is never a matching append before a conflicting one, so this alone would do no harm.
         "trap 14: an acknowledgement names the end of the log",
         (replication, "on_append", "batches[-1].last if batches else previous", "core.log.last_index"),
-        (replication, "_refused", "index, _ = log.newest_not_above(message.hint_index, message.hint_term)", "index = log.base"),
+        (
+            replication,
+            "_refused",
+            "index, _ = log.newest_not_above(message.hint_index, message.hint_term)",
+            "index = log.base",
+        ),
     ),
     _mutant(
         "trap 17: a heartbeat commits what the leader was not seen to share",
@@ -163,7 +202,7 @@ MUTANTS = [
     _mutant(
         "trap 31, at the follower: numbers of reads begin anew with the process",
         (Core, "__init__", "ForwardedReads(rng.getrandbits(62))", "ForwardedReads(0)"),
-        world=_stale_leaders,
+        world=_restarts,
     ),
     _mutant(
         "reads are confirmed by nobody",
@@ -177,8 +216,13 @@ MUTANTS = [
     ),
     _mutant(
         "trap 32: the lease comes back at once after a failed handing over",
-        (Core, "lease_until", "if self.now < self.lease_not_before or self.commit < self.lease_after_index:", "if False:"),
-        world=_leases,
+        (
+            Core,
+            "lease_until",
+            "if self.now < self.lease_not_before or self.commit < self.lease_after_index:",
+            "if False:",
+        ),
+        story=late_word_to_take_over,
     ),
     _mutant(
         "trap 33: the lease counts from the answer",
@@ -205,32 +249,66 @@ MUTANTS = [
     ),
     _mutant(
         "trap 9: a candidate of an older term gets no answer",
-        (election, "on_vote_request", "core.send(sender, VoteResponse(core.term, False, message.pre))\n        return\n    if _hears", "return\n    if _hears"),
-        world=_many_terms,
+        (
+            election,
+            "on_vote_request",
+            "core.send(sender, VoteResponse(core.term, False, message.pre))\n        return\n    if _hears",
+            "return\n    if _hears",
+        ),
+        story=longest_log_in_the_oldest_term,
     ),
     _mutant(
         "trap 7: nobody asks before standing",
-        (election, "timed_out", "_ask(core, core.term + 1, pre=True, transfer=False)", 'campaign(core, "", transfer=False)'),
+        (
+            election,
+            "timed_out",
+            "_ask(core, core.term + 1, pre=True, transfer=False)",
+            'campaign(core, "", transfer=False)',
+        ),
     ),
-    _mutant("the log does not matter for a vote", (election, "_may_vote_for", f"return free and {_UP_TO_DATE}", "return free")),
+    _mutant(
+        "the log does not matter for a vote",
+        (election, "_may_vote_for", f"return free and {_UP_TO_DATE}", "return free"),
+    ),
     _mutant(
         "only the log's length matters for a vote",
         (election, "_may_vote_for", _UP_TO_DATE, "message.last_index >= core.log.last_index"),
+        world=_slow_disks,
     ),
     _mutant(
         "two votes in one term",
-        (election, "_may_vote_for", '# The same candidate asking again is granted again (trap 11).\n        free = core.vote in ("", sender)', "free = True"),
-        (Core, "set_vote", 'assert self.vote in ("", name), f"second vote in term {self.term}: {self.vote} then {name}"', "pass"),
+        (
+            election,
+            "_may_vote_for",
+            '# The same candidate asking again is granted again (trap 11).\n        free = core.vote in ("", sender)',
+            "free = True",
+        ),
+        (
+            Core,
+            "set_vote",
+            'assert self.vote in ("", name), f"second vote in term {self.term}: {self.vote} then {name}"',
+            "pass",
+        ),
     ),
     _mutant(
         "a vote is kept for the next term",
         (Core, "set_term", 'self.vote = ""', "pass"),
-        (Core, "set_vote", 'assert self.vote in ("", name), f"second vote in term {self.term}: {self.vote} then {name}"', "pass"),
-        (Core, "become_candidate", "self.set_vote(self.name)", 'self.set_vote(self.vote or self.name)'),
+        (
+            Core,
+            "set_vote",
+            'assert self.vote in ("", name), f"second vote in term {self.term}: {self.vote} then {name}"',
+            "pass",
+        ),
+        (Core, "become_candidate", "self.set_vote(self.name)", "self.set_vote(self.vote or self.name)"),
     ),
     _mutant(
         "votes of older terms count",
         (election, "on_vote_response", "message.term == asked_for if message.granted", "True if message.granted"),
+    ),
+    _mutant(
+        "a damaged member acknowledges",
+        (Core, "_may_say", "not self.damage or", "True or"),
+        story=forgotten_term,
     ),
     _mutant("a damaged member votes", (election, "_may_vote_for", "core.damage or ", "")),
     _mutant(
@@ -240,6 +318,7 @@ MUTANTS = [
     _mutant(
         "an older leader hears of no newer term",
         (replication, "_answered", "if term > core.term:", "if False:"),
+        world=_slow_disks,
     ),
     _mutant(
         "answers to an older term count",
@@ -250,14 +329,17 @@ MUTANTS = [
         "what stands before an append is not compared",
         (replication, "on_append", "if core.log.term_at(previous) != term:", "if core.log.term_at(previous) is None:"),
         (replication, "_fits", "return batch.first > core.verified", "return True"),
+        world=_slow_disks,
     ),
     _mutant(
         "an older snapshot is installed",
         (snapshot, "install", "if meta.index <= core.commit or core.role == LEADER:", "if core.role == LEADER:"),
+        world=_snapshots,
     ),
     _mutant(
         "a sync begun before a truncation counts for what came after",
         (Core, "persisted", "if epoch == self.log.epoch:", "if True:"),
+        world=_slow_disks,
     ),
     _mutant(
         "trap 16: acknowledgements wait in vain for their term",
@@ -265,18 +347,34 @@ MUTANTS = [
         (replication, "_answered", "core.role != LEADER or term < core.term", "core.role != LEADER"),
     ),
     _mutant(
+        "what came and went within a turn is taken back from the disk",
+        (Core, "truncate_from", "if index < unasked:", "if True:"),
+        story=come_and_gone,
+    ),
+    _mutant(
+        "a probe ends with an answer to something older",
+        (replication, "on_append_response", "and message.round >= progress.probe_round", ""),
+        (replication, "_refused", " and message.round >= progress.probe_round", ""),
+    ),
+    _mutant(
         "a snapshot is offered only once",
         (snapshot, "tick", "core.now - progress.offered_at > patience", "False"),
-        (snapshot, "tick", "if core.pull is not None and core.leader is not None and core.now >= core.pull.retry_at:", "if False:"),
+        (
+            snapshot,
+            "tick",
+            "if core.pull is not None and core.leader is not None and core.now >= core.pull.retry_at:",
+            "if False:",
+        ),
     ),
     _mutant(
         "proposals may skip some",
         (replication, "on_propose", "if message.number <= expected <", "if expected <"),
-        (replication, "on_propose", "message.entries[expected - message.number :]", "message.entries[max(0, expected - message.number) :]"),
-    ),
-    _mutant(
-        "a whole window is sent again for each message that was overtaken",
-        (replication, "_refused", " and message.round >= progress.probe_round", ""),
+        (
+            replication,
+            "on_propose",
+            "message.entries[expected - message.number :]",
+            "message.entries[max(0, expected - message.number) :]",
+        ),
     ),
     _mutant("elections are hurried for ever", (election, "_retry_soon", "core.haste -= 1", "pass")),
     _mutant(
@@ -288,5 +386,3 @@ MUTANTS = [
         (replication, "_refused", "progress.next = max(progress.match, index) + 1", "pass"),
     ),
 ]
-
-__all__ = ["MUTANTS", "Edit", "Mutant", "applied", "log", "read_index"]

@@ -92,11 +92,14 @@ class Network:
         self._cut.update(pairs)
 
     def heal(self) -> None:
-        self._cut.clear()
-        for (source, target), messages in self._held.items():
-            for message in messages:
+        self.mend(sorted(self._cut))
+
+    def mend(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """These links work again."""
+        for source, target in pairs:
+            self._cut.discard((source, target))
+            for message in self._held.pop((source, target), ()):
                 self._timeline.after(self._knobs.delay, self._arrive, source, target, message)
-        self._held.clear()
 
     @property
     def slowest(self) -> float:

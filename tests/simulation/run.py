@@ -5,7 +5,9 @@ What must not live here: what happens in one world (`world`).
 
 from __future__ import annotations
 
-from simulation.knobs import Knobs, draw
+import hashlib
+
+from simulation.knobs import draw
 from simulation.world import World
 
 
@@ -32,20 +34,27 @@ class Totals:
     def describe(self, elapsed: float) -> str:
         rare = ", ".join(f"{what} {count}" for what, count in sorted(self.happened.items()))
         return (
-            f"{self.seeds} seeds, {self.events} events, {self.events / elapsed:.0f} a second; {self.seconds:.0f} virtual "
-            f"seconds, {self.sent} messages ({self.lost} lost, {self.doubled} doubled), {self.crashes} crashes, "
-            f"{self.committed} entries committed; {rare}"
+            f"{self.seeds} seeds, {self.events} events, {self.events / elapsed:.0f} a second; "
+            f"{self.seconds:.0f} virtual seconds, {self.sent} messages ({self.lost} lost, {self.doubled} doubled), "
+            f"{self.crashes} crashes, {self.committed} entries committed; {rare}"
         )
 
 
-def run_seed(seed: int, totals: Totals | None = None, knobs: Knobs | None = None) -> None:
-    world = World(seed, knobs if knobs is not None else draw(seed))
+def run_seed(seed: int, totals: Totals | None = None) -> None:
+    """Raises what the world raises; an AssertionError says how to see it again."""
+    world = World(seed, draw(seed))
     try:
         world.run()
-    except BaseException as error:
-        if isinstance(error, AssertionError):
-            error.args = (f"{error}\n  replay: PYTHONPATH=tests python -m simulation --seed {seed} --trace",)
+    except AssertionError as error:
+        error.args = (f"{error}\n  replay: PYTHONPATH=tests python -m simulation --seed {seed} --trace",)
         raise
     finally:
         if totals is not None:
             totals.add(world)
+
+
+def trace_hash(seed: int) -> str:
+    """Of every word of the trace: equal only if everything happened alike."""
+    hashed = hashlib.sha256()
+    World(seed, trace=lambda line: hashed.update(line.encode())).run()
+    return hashed.hexdigest()

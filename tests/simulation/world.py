@@ -6,7 +6,6 @@ What must not live here: which troubles there are (`faults`), what must always h
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,7 +20,7 @@ from simulation.chance import stream
 from simulation.checks import Checks
 from simulation.disk import LogDisk, ModelDisk
 from simulation.faults import Faults
-from simulation.knobs import Knobs, draw
+from simulation.knobs import NEVER, Knobs, draw
 from simulation.member import Crash, Member
 from simulation.network import Network
 from simulation.timeline import Timeline
@@ -34,7 +33,7 @@ _LOOK_EVERY = 0.1
 #: What callers may want of one member at once.
 _WAITING_MAX = 30
 #: A world that is busier than this never ends.
-_EVENTS_MAX = 300_000
+_EVENTS_MAX = 200_000
 
 
 class Stuck(AssertionError):
@@ -63,7 +62,8 @@ class World:
         self._lives = dict.fromkeys(self.names, 0)
         self._damage = dict.fromkeys(self.names, "")
         self._stalled_until = dict.fromkeys(self.names, 0.0)
-        self._stay_dead: set[str] = set()
+        #: Members nobody starts again.
+        self.stay_dead: set[str] = set()
         #: When each member, leading or not, was last with a quorum, for check-quorum's sake.
         self._turns: dict[str, float] = {}
         self._cut_off_since: dict[str, float] = {}
@@ -110,7 +110,9 @@ class World:
 
     def _advance(self, until: float) -> None:
         if not self.timeline.run(until, _EVENTS_MAX):
-            raise Stuck(f"{self.timeline.count} events by {self.timeline.now:.4f}: they never end{self._describe_all()}")
+            raise Stuck(
+                f"{self.timeline.count} events by {self.timeline.now:.4f}: they never end{self._describe_all()}"
+            )
         self._look_for_usurpers()
 
     def _make_peace(self) -> None:
@@ -119,13 +121,13 @@ class World:
         self.heal()
         rng = stream(self.seed, "survivors")
         whole = [name for name in self.names if not self._damage[name]]
-        self._stay_dead = set(rng.sample(whole, self.knobs.stay_dead))
+        self.stay_dead = set(rng.sample(whole, self.knobs.stay_dead))
         for name in self.names:
             self._stalled_until[name] = self.timeline.now
             member = self._members[name]
             member.fuse = -1
             member.paused_until = self.timeline.now
-            if name in self._stay_dead:
+            if name in self.stay_dead:
                 self.kill(name)
             elif member.dead:
                 self._start(name)
@@ -170,6 +172,10 @@ class World:
 
     def alive(self) -> list[Member]:
         return [member for member in self._members.values() if not member.dead]
+
+    def member(self, name: str) -> Member:
+        """The newest process of that name, dead or alive."""
+        return self._members[name]
 
     def living(self, name: str) -> Member | None:
         member = self._members.get(name)
@@ -269,7 +275,7 @@ class World:
             member.fuse = fuse
         else:
             self.kill(name)
-        self.timeline.after(down, self._revive, name)
+        self.timeline.after(down, self.revive, name)
 
     def kill(self, name: str) -> None:
         """The process ends, and with it the machine: what was not synced may be lost."""
@@ -284,10 +290,10 @@ class World:
             if self.network.both_ways(name, other.name) and self._crash_chance.random() < self.knobs.notice:
                 self.timeline.after(self._crash_chance.uniform(0.005, 0.05), self._noticed, other.name, name)
         if not self.calm:
-            self.timeline.after(self._crash_chance.uniform(0.05, 3), self._revive, name)
+            self.timeline.after(self._crash_chance.uniform(0.05, 3), self.revive, name)
 
-    def _revive(self, name: str) -> None:
-        if self._members[name].dead and name not in self._stay_dead:
+    def revive(self, name: str) -> None:
+        if self._members[name].dead and name not in self.stay_dead:
             self._start(name)
 
     def _noticed(self, name: str, peer: str) -> None:
@@ -331,6 +337,10 @@ class World:
         self._disks[name].damage(rng)
         self.checks.note("damaged")
 
+    def forget(self, name: str) -> None:
+        """Its disk has lost all it had."""
+        self._disks[name].wipe()
+
     def cut(self, pairs: Iterable[tuple[str, str]]) -> None:
         if not self.calm:
             self.network.cut(pairs)
@@ -344,7 +354,8 @@ class World:
     # Work.
 
     def _propose_later(self) -> None:
-        self.timeline.after(self._work.expovariate(1 / self.knobs.proposals_every), self._propose)
+        if self.knobs.proposals_every < NEVER:
+            self.timeline.after(self._work.expovariate(1 / self.knobs.proposals_every), self._propose)
 
     def _propose(self) -> None:
         name, count = self._work.choice(self.names), self._work.randint(1, self.knobs.entries)
@@ -357,7 +368,7 @@ class World:
         self._propose_later()
 
     def _read_later(self) -> None:
-        if self.knobs.reads_every < self.knobs.chaos:
+        if self.knobs.reads_every < NEVER:
             self.timeline.after(self._work.expovariate(1 / self.knobs.reads_every), self._read)
 
     def _read(self) -> None:
@@ -397,14 +408,4 @@ class World:
         return "\n    ".join(lines)
 
     def _describe_all(self) -> str:
-        return "".join(
-            f"\n  {'dead: ' * member.dead}{self.describe(member)}" for member in self._members.values()
-        )
-
-
-def story_hash(seed: int) -> str:
-    """Of every word of the trace: equal only if everything happened alike."""
-    hashed = hashlib.sha256()
-    world = World(seed, trace=lambda line: hashed.update(line.encode()))
-    world.run()
-    return hashed.hexdigest()
+        return "".join(f"\n  {'dead: ' * member.dead}{self.describe(member)}" for member in self._members.values())

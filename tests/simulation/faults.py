@@ -84,7 +84,7 @@ class Faults:
         else:
             pairs = [pair for pair in between(names, names) if rng.random() < 0.3]
         if rng.random() < 0.5:
-            world.network.heal()
+            world.heal()
         leader = world.living(victim)
         if leader is not None and leader.core.role == LEADER:
             # What it still appends will be in nobody else's way but its own.

@@ -116,6 +116,7 @@ def draw(seed: int) -> Knobs:
             priorities = (*priorities[:position], -1, *priorities[position + 1 :])
             spare -= 1
     entry_bytes = int(one_of("entry bytes", 0, 40, 300))
+    in_order = bool(one_of("in order", 0, 1))
     pace = one_of("pace", 0.3, 0.3, 1)
     entry_size = len(encode_entry(entry_payload(0, 0, entry_bytes)))
     return Knobs(
@@ -129,14 +130,15 @@ def draw(seed: int) -> Knobs:
             disk_stall_timeout=one_of("stall timeout", 0.5, 1.5) * pace,
             max_batch_bytes=int(one_of("batch bytes", 1, 2.5, 10_000) * entry_size),
             max_append_bytes=int(one_of("append bytes", 1, 300, 1 << 20)),
-            max_inflight_messages=int(one_of("inflight", 1, 2, 64)),
+            # Where messages overtake each other, all but the first few of a large window are refused, again and again.
+            max_inflight_messages=int(one_of("inflight", 1, 2, 64 if in_order else 8)),
             max_uncommitted_bytes=int(one_of("uncommitted", 1, 500, 64 << 20, 64 << 20)),
         ),
         priorities=priorities,
         rates=rates,
         delay=one_of("delay", 0.0005, 0.002, 0.02) * pace,
         jitter=one_of("jitter", 0, 0, 0.01, 0.2, 1.0) * pace,
-        in_order=bool(one_of("in order", 0, 1)),
+        in_order=in_order,
         loss=one_of("loss", 0, 0, 0.02, 0.1, 0.3),
         duplicate=one_of("duplicate", 0, 0, 0.05, 0.3),
         late=one_of("late", 0, 0, 0.01, 0.05),

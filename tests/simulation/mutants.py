@@ -117,6 +117,13 @@ def _slow_disks(knobs: Knobs) -> None:
     knobs.sync_time, knobs.loss = 0.1, 0.02
 
 
+def _overtaking(knobs: Knobs) -> None:
+    """Whole windows arrive in any order."""
+    knobs.settings = replace(knobs.settings, max_inflight_messages=64, heartbeat=0.15, election_timeout=(1.5, 3.0))
+    knobs.in_order, knobs.delay, knobs.jitter, knobs.late, knobs.loss = False, 0.005, 0.05, 0.02, 0.02
+    knobs.proposals_every, knobs.entries, knobs.sync_time, knobs.turn_delay = 0.05, 8, 0.0, 0.0
+
+
 def _snapshots(knobs: Knobs) -> None:
     """Taken all the time, slow to write, and often overtaken by the log."""
     knobs.snapshot_entries, knobs.snapshot_time, knobs.proposals_every = 4, 1.0, 0.05
@@ -355,6 +362,7 @@ MUTANTS = [
         "a probe ends with an answer to something older",
         (replication, "on_append_response", "and message.round >= progress.probe_round", ""),
         (replication, "_refused", " and message.round >= progress.probe_round", ""),
+        world=_overtaking,
     ),
     _mutant(
         "a snapshot is offered only once",

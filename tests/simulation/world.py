@@ -349,6 +349,8 @@ class World:
         if not self.network.whole:
             self.say("heal", "every link works again")
             self.network.heal()
+            # What was held may bring round trips of old.
+            self._cut_off_since.clear()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Work.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coord.clock import clock
 from coord.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -37,9 +36,10 @@ class Cluster:
         then leads on, unless the group has meanwhile elected another.
         """
         coordinator = self._coordinator
-        loop, deadline = coordinator._running_loop(), coordinator._deadline(timeout)
+        loop = coordinator._running_loop()
+        deadline = coordinator._deadline(loop, timeout)
         replica = loop.replica
-        problem = loop.call(lambda: replica.transfer(to), deadline - clock())
+        problem = loop.call(lambda: replica.transfer(to), deadline - loop.clock())
         if problem:
             raise Unavailable(
                 f"leadership was not handed over: {problem}; the leader is {replica.core.leader}",

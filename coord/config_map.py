@@ -7,8 +7,6 @@ What must not live here: what a command does (`coord.machine`), how it travels (
 from __future__ import annotations
 
 import logging
-import random
-import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from coord.clock import clock
 from coord.errors import (
     ClosedError,
     Compacted,
@@ -154,7 +151,7 @@ class ConfigMap(MutableMapping[str, Any]):
         """Seconds since the local copy was last known to be up to date; infinite if it never was."""
         loop = self._coordinator._running_loop()
         loop.check()
-        return loop.replica.age(clock())
+        return loop.replica.age(loop.clock())
 
     # -- writing
 
@@ -202,14 +199,15 @@ class ConfigMap(MutableMapping[str, Any]):
         `fn` may be called more than once, when somebody else writes in between; it must have no other effect.
         Unavailable if that goes on until the timeout.
         """
-        deadline = self._coordinator._deadline(timeout)
+        loop = self._coordinator._running_loop()
+        deadline = self._coordinator._deadline(loop, timeout)
         pause = _UPDATE_PAUSE_SECONDS
         self._coordinator._confirm_reads(timeout)
         record = self._store().get(key)
         while True:
             value = fn(default if record is None else decode_value(record.value))
             revision = ABSENT if record is None else record.revision
-            left = deadline - clock()
+            left = deadline - loop.clock()
             if left <= 0:
                 raise Unavailable(f"{key!r} was changed by others each time before it could be updated; try again")
             try:
@@ -221,7 +219,7 @@ class ConfigMap(MutableMapping[str, Any]):
                 if record is not None and record.revision == revision:
                     # Nobody did: the key is another session's, and stays that.
                     raise
-                time.sleep(min(random.uniform(0, pause), max(0.0, deadline - clock())))
+                loop.back_off(min(pause, deadline - loop.clock()))
                 pause = min(2 * pause, _UPDATE_PAUSE_SECONDS_MAX)
 
     def transaction(self, *, timeout: float | None = None) -> Transaction:
@@ -320,6 +318,7 @@ class ConfigMap(MutableMapping[str, Any]):
             decode=_event,
             notify=None if callback is None else lambda: _deliver_soon(loop.dispatcher, watch, callback),
             on_close=loop.replica.watches.discard,
+            wait_for=loop.wait_for,
         )
         # On the loop's thread, so that nothing can change between what is there and what is told next.
         begin = partial(_begin_watch, loop.replica, watch, from_revision, initial)
@@ -341,13 +340,13 @@ class ConfigMap(MutableMapping[str, Any]):
     def _store_as_of(
         self, linearizable: bool, timeout: float | None, max_age: float | None, min_revision: int | None
     ) -> ConfigStore:
-        deadline = self._coordinator._deadline(timeout)
+        loop = self._coordinator._running_loop()
+        deadline = self._coordinator._deadline(loop, timeout)
         store = self._store()
         if linearizable:
             self._coordinator._confirm_reads(timeout)
         if min_revision is not None:
             _check_revision(min_revision)
-            loop = self._coordinator._running_loop()
             machine = loop.replica.machine
             if machine.applied_index < min_revision and not loop.when(
                 lambda: machine.applied_index >= min_revision or None, deadline

@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from coord.clock import clock
 from coord.errors import (
     ClosedError,
     CoordError,
@@ -21,7 +20,7 @@ from coord.errors import (
     QueueFull,
     Unavailable,
 )
-from coord.loop import Dispatcher, Loop, Waiter, fresh
+from coord.loop import Loop, fresh
 from coord.proposals import EXPIRED, WITHDRAWN, Maker
 from coord.reads import Read
 
@@ -109,22 +108,23 @@ class Coordinator:
             raise ClosedError(f"{self.name!r} is not started; call start(), or use it in a with statement")
         return self._loop
 
-    def _deadline(self, timeout: float | None) -> float:
+    def _deadline(self, loop: Loop, timeout: float | None) -> float:
         seconds = self.default_timeout if timeout is None else timeout
         if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
             raise ValueError(f"timeout={timeout!r}: expected seconds, 0 or more, or None for {self.default_timeout:g}")
-        return clock() + seconds
+        return loop.clock() + seconds
 
     def _propose(self, maker: Maker, arguments: tuple[Any, ...], timeout: float | None) -> Any:
         """Have a command done; returns the machine's reply. Unavailable: it certainly never happens. OutcomeUnknown: it
         was sent, and no answer came in time."""
-        loop, deadline = self._running_loop(), self._deadline(timeout)
-        waiter = Waiter()
-        proposal = loop.propose(maker, arguments, waiter.done, deadline - clock())
+        loop = self._running_loop()
+        deadline = self._deadline(loop, timeout)
+        waiter = loop.waiter()
+        proposal = loop.propose(maker, arguments, waiter.done, deadline - loop.clock())
         if proposal is None:
             raise QueueFull(_QUEUE_FULL.format(loop.replica.unanswered))
         try:
-            answered = waiter.wait(deadline - clock())
+            answered = waiter.wait(deadline - loop.clock())
         except BaseException:
             # KeyboardInterrupt, or an exception some library throws into threads: leave nothing waiting behind.
             loop.give_up(proposal)
@@ -142,8 +142,9 @@ class Coordinator:
         self, maker: Maker, arguments: tuple[Any, ...], timeout: float | None, convert: Callable[[Any], Any]
     ) -> Future[Any]:
         """`_propose` without the wait. `convert` turns the reply into the result, or raises, on the loop's thread."""
-        loop, deadline = self._running_loop(), self._deadline(timeout)
-        future = _Future(loop.dispatcher)
+        loop = self._running_loop()
+        deadline = self._deadline(loop, timeout)
+        future = loop.answer()
         future.set_running_or_notify_cancel()
 
         def done(reply: Any) -> None:
@@ -158,18 +159,19 @@ class Coordinator:
             else:
                 future.set_result(result)
 
-        if loop.propose(maker, arguments, done, deadline - clock(), deadline) is None:
+        if loop.propose(maker, arguments, done, deadline - loop.clock(), deadline) is None:
             raise QueueFull(_QUEUE_FULL.format(loop.replica.unanswered))
         return future
 
     def _confirm_reads(self, timeout: float | None) -> None:
         """Wait until the local state is as new as the group's was when this was called."""
-        loop, deadline = self._running_loop(), self._deadline(timeout)
-        waiter = Waiter()
+        loop = self._running_loop()
+        deadline = self._deadline(loop, timeout)
+        waiter = loop.waiter()
         read = Read(waiter.done)
         loop.read(read)
         try:
-            answered = waiter.wait(deadline - clock())
+            answered = waiter.wait(deadline - loop.clock())
         except BaseException:
             read.abandoned = True
             raise
@@ -200,21 +202,6 @@ class Coordinator:
             f"no answer within {seconds:g} s: {why}; it may have happened or may not, so read before repeating it",
             leader=leader,
         )
-
-
-class _Future(Future[Any]):
-    """Completed by the loop's thread, which must never run users' code: callbacks run on the thread for callbacks. It
-    is not that thread which completes it, so that a callback may wait for another future."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        super().__init__()
-        self._dispatcher = dispatcher
-
-    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        def call() -> None:
-            fn(self)
-
-        super().add_done_callback(lambda _: self._dispatcher.run(call))
 
 
 def _absent(loop: Loop) -> str:

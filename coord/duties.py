@@ -50,7 +50,8 @@ class Duties:
     def deadline(self) -> float:
         """When `every_turn` has something to do again."""
         due = self._tick_due()
-        if due is None or not self._core.accepting:
+        if due is None or not self._core.accepting or not self._core.leads_surely:
+            # Nothing could be done about it; what changes that brings a turn of its own.
             return float("inf")
         return self._core.now + max(0.0, (due - self._core.cluster_time()) / _NANOSECONDS)
 

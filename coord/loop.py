@@ -2,6 +2,8 @@
 
 Other threads hand it work and wait with a deadline; nobody else touches what it owns. Its life: set up, report, turn
 after turn until told to stop, hand leadership over, let go of everything. It ends by itself when the disk fails.
+How those other threads tell the time and wait is here too: all of it goes through the loop, so that a test can have a
+loop whose time is virtual (`coord.testing.virtual`).
 
 What must not live here: what a turn does (`coord.replica`), what users see (`coord.node`).
 """
@@ -16,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -82,7 +85,7 @@ class Dispatcher:
                     self._thread.start()
                 self._tasks.put(task)
                 return
-        _attempt(task)
+        attempt(task)
 
     def close(self) -> None:
         """The thread ends after what is queued. Does not wait: a callback may be what called `stop`."""
@@ -99,14 +102,29 @@ class Dispatcher:
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            _attempt(task)
+            attempt(task)
 
 
-def _attempt(task: Callable[[], None]) -> None:
+def attempt(task: Callable[[], None]) -> None:
     try:
         task()
     except Exception:
         _log.exception("a callback raised; it will be called again for the next event")
+
+
+class Answer(Future[Any]):
+    """Completed by the loop's thread, which must never run users' code: callbacks run on the thread for callbacks. It
+    is not that thread which completes it, so that a callback may wait for another future."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        def call() -> None:
+            fn(self)
+
+        super().add_done_callback(lambda _: self._dispatcher.run(call))
 
 
 class Loop:
@@ -135,6 +153,25 @@ class Loop:
         self._workers: set[threading.Thread] = set()
         self._sweeping = threading.RLock()
         self._thread = threading.Thread(target=self._run, name=f"coord-{name}", daemon=True)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # How other threads tell the time and wait.
+
+    clock = staticmethod(clock)
+
+    def waiter(self) -> Waiter:
+        return Waiter()
+
+    def answer(self) -> Answer:
+        return Answer(self.dispatcher)
+
+    def wait_for(self, condition: threading.Condition, predicate: Callable[[], bool], seconds: float | None) -> None:
+        """Sleep on `condition`, which the caller holds, until `predicate` is true or `seconds` have passed."""
+        condition.wait_for(predicate, seconds)
+
+    def back_off(self, longest: float) -> None:
+        """Let others go first, for a random time up to `longest` seconds."""
+        time.sleep(random.uniform(0, max(0.0, longest)))
 
     # ----------------------------------------------------------------------------------------------------------------
     # For other threads.
@@ -237,8 +274,8 @@ class Loop:
         `deadline` has passed. Raises why the member stopped, if it does meanwhile."""
         waiter = Waiter()
         entry = (condition, waiter)
-        self.call(lambda: self._conditions.append(entry), max(0.0, deadline - clock()))
-        if not waiter.wait(deadline - clock()):
+        self.call(lambda: self._conditions.append(entry), max(0.0, deadline - self.clock()))
+        if not waiter.wait(deadline - self.clock()):
             self._abandoned.append(entry)
             return None
         if isinstance(waiter.answer, CoordError):
@@ -250,14 +287,14 @@ class Loop:
         a thread that hangs in the disk is left behind, powerless."""
         if not self._closed:
             self._closed = True
-            self._stop_deadline = clock() + timeout
+            self._stop_deadline = self.clock() + timeout
             self.transport.wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout + 2.0)
             if self._thread.is_alive():
                 _log.warning("%s: its thread is still busy after %g s and is left behind", self.name, timeout + 2.0)
         if self._stop_deadline is not None:
-            self.dispatcher.join(max(0.0, self._stop_deadline - clock()))
+            self.dispatcher.join(max(0.0, self._stop_deadline - self.clock()))
 
     def background(self, task: Callable[[], Callable[[], None]]) -> None:
         """Run `task` on a thread of its own, then what it returns on the loop's. A task that raises ends the member."""
@@ -312,6 +349,8 @@ class Loop:
         replica, transport = self.replica, self.transport
         while self._calls:
             self._calls.popleft()()
+            if replica.failure is not None:
+                return
         frames = transport.receive(_FRAMES_PER_TURN)
         due = replica.turn(clock(), frames, transport.events(), _drain(self._proposals), _drain(self._reads))
         if self._conditions:
@@ -344,10 +383,10 @@ class Loop:
         replica, deadline = self.replica, self._stop_deadline
         # What callers handed over before goes first.
         self._turn(0.0)
-        while replica.close_session() and replica.may_decide() and clock() < deadline:
+        while replica.close_session() and replica.may_decide() and self.clock() < deadline:
             self._turn(_LEAVING_SECONDS)
         if replica.core.role == LEADER and not replica.transfer(None):
-            while not self._handed_over() and replica.may_decide() and clock() < deadline:
+            while not self._handed_over() and replica.may_decide() and self.clock() < deadline:
                 self._turn(_LEAVING_SECONDS)
 
     def _handed_over(self) -> bool:

@@ -116,7 +116,7 @@ class Node(Coordinator):
         self._pid = os.getpid()
         directory = self._open_directory()
         try:
-            loop = Loop(self.name, self._transport(), lambda loop, rng: self._build(loop, rng, directory))
+            loop = self._make_loop(directory)
         except BaseException:
             if directory is not None:
                 directory.close()
@@ -132,7 +132,7 @@ class Node(Coordinator):
             raise
         try:
             if len(self._addresses) == 1 and not loop.when(
-                lambda: loop.replica.session_open or None, clock() + timeout
+                lambda: loop.replica.session_open or None, loop.clock() + timeout
             ):
                 raise Unavailable(f"member {self.name!r} runs, but could not write within {timeout:g} s: a slow disk?")
             self._expose(loop)
@@ -235,6 +235,9 @@ class Node(Coordinator):
     @property
     def _fingerprint(self) -> int:
         return fingerprint(self.group, list(self._addresses))
+
+    def _make_loop(self, directory: DataDirectory | None) -> Loop:
+        return Loop(self.name, self._transport(), lambda loop, rng: self._build(loop, rng, directory))
 
     def _transport(self) -> Transport:
         return ZeroMQTransport(self._bind, max_frame_bytes=self.options.max_frame_bytes, clock=clock)

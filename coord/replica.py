@@ -116,6 +116,9 @@ class Replica:
         )
         if snapshot is not None:
             self.snapshots.restore(snapshot)
+            # What a new process starts with is no change: told to a watch that begins now, it would come a second time.
+            self.machine.take_changes()
+            self.machine.take_session_events()
         self.core = Core(
             identity.name,
             identity.incarnation,
@@ -166,7 +169,8 @@ class Replica:
         reads: Sequence[Read] = (),
     ) -> float:
         """Do all that follows from what arrived by `now`. Returns when the next turn is due at the latest."""
-        self.now = now
+        # The core's clock moves even when nothing arrived for it: what falls due by cluster time depends on that.
+        self.now = self.core.now = now
         self.counters.turns += 1
         for frame in frames:
             self._receive(frame)
@@ -300,9 +304,13 @@ class Replica:
             persists = False
             for command in batch:
                 persists |= type(command) is Persist
-                _PERFORM[type(command)](self, command)
+                self._perform(command)
             if persists:
                 self.storage.sync()
+
+    def _perform(self, command: Command) -> None:
+        """One of the core's commands. A simulation watches here, and lets the process die before any of them."""
+        _PERFORM[type(command)](self, command)
 
     def _flush(self) -> None:
         """Give the core what callers want, if there is a leader to want it from."""
@@ -329,11 +337,12 @@ class Replica:
             done(reply)
 
     def _deadline(self) -> float:
-        deadline = min(self.core.deadline(), self._outbox.deadline())
+        deadline = self.core.deadline()
         if self.core.role == LEADER or len(self.numbering):
             deadline = min(deadline, self._housekeeping_due)
         if self.core.leader is not None:
-            deadline = min(deadline, self._reads.due())
+            # Without a leader nothing can be sent again, however overdue it is: waiting for that would be no waiting.
+            deadline = min(deadline, self._outbox.deadline(), self._reads.due())
         if self._duties is not None:
             deadline = min(deadline, self._duties.deadline())
         return deadline
@@ -346,10 +355,12 @@ class Replica:
             if self.counters.dropped(error.reason):
                 _net_log.warning("%s: dropped a frame: %s (first of its kind)", self.identity.name, error)
             return
-        sender = envelope.sender
+        self._step(envelope.sender, envelope.message)
+
+    def _step(self, sender: Identity, message: Message) -> None:
         if sender.name in self.core.membership.members:
             self._heard[sender.name] = self.now
-        self.core.step(self.now, sender.name, sender.incarnation, envelope.message)
+        self.core.step(self.now, sender.name, sender.incarnation, message)
 
     def _send(self, to: str, message: Message) -> None:
         self.counters.frames_sent += 1

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from coord.clock import clock
 from coord.errors import Compacted, CoordError
 
 PUT, DELETE = "put", "delete"
@@ -35,6 +34,10 @@ class Event:
     value: Any
     #: The revision of the change; for what was there when the watch began, that of its last write.
     revision: int
+
+
+#: How a reader's thread waits: (condition it holds, until when, seconds at most).
+WaitFor = Callable[[threading.Condition, Callable[[], bool], "float | None"], object]
 
 
 class Change(Protocol):
@@ -63,6 +66,7 @@ class Watch:
         decode: Callable[[Any], Event],
         notify: Callable[[], None] | None,
         on_close: Callable[[Watch], None],
+        wait_for: WaitFor = threading.Condition.wait_for,
     ) -> None:
         self.prefix = prefix
         self._conflate = conflate
@@ -70,6 +74,7 @@ class Watch:
         self._decode = decode
         self._notify = notify
         self._on_close = on_close
+        self._wait_for = wait_for
         self._condition = threading.Condition()
         self._latest: dict[str, Any] = {}
         self._backlog: deque[Any] = deque()
@@ -168,20 +173,15 @@ class Watch:
         self._notify()
 
     def _wait(self) -> Any:
-        limit = None if self._timeout is None else clock() + self._timeout
         with self._condition:
-            while True:
-                change = self._next()
-                if change is not None:
-                    return change
-                if self._closed:
-                    return None
-                if self._error is not None:
-                    raise self._error
-                left = None if limit is None else limit - clock()
-                if left is not None and left <= 0:
-                    return None
-                self._condition.wait(left)
+            self._wait_for(self._condition, self._has_news, self._timeout)
+            change = self._next()
+            if change is None and self._error is not None and not self._closed:
+                raise self._error
+            return change
+
+    def _has_news(self) -> bool:
+        return bool(self._backlog or self._latest or self._closed or self._error)
 
     def _next(self) -> Any:
         """The oldest change not yet read. Order of reading is order of revision."""

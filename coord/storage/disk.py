@@ -87,8 +87,7 @@ class DiskStorage:
                 if self.fsync == "auto":
                     self.fsync = "inline" if self._measure() < INLINE_SYNC_SECONDS else "thread"
                 if self.fsync == "thread":
-                    self._thread = threading.Thread(target=self._run, name="coord-sync", daemon=True)
-                    self._thread.start()
+                    self._start_thread()
         except OSError as error:
             self.failure = error
             raise StorageError(
@@ -249,21 +248,31 @@ class DiskStorage:
 
     # -- The sync thread ----------------------------------------------------------------------------------------------
 
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="coord-sync", daemon=True)
+        self._thread.start()
+
     def _run(self) -> None:
         try:
-            while self._turn():
+            while self._work():
                 pass
+        finally:
+            if self._left_to_thread:
+                self._release()
+
+    def _work(self) -> bool:
+        """Wait for something to do, and do it; False when there is nothing to do any more."""
+        try:
+            return self._turn()
         except OSError as error:
             self._fail(error)
             self._progress()
+            return False
         except BaseException as error:
             # A bug; the driver must hear of it all the same, or it would wait for ever.
             self._fail(OSError(f"internal error in the sync thread: {error!r}"))
             self._progress()
             raise
-        finally:
-            if self._left_to_thread:
-                self._release()
 
     def _turn(self) -> bool:
         """Do everything that is queued by now; return False when told to end."""

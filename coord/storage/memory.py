@@ -12,14 +12,18 @@ Linux does, and why a sync must never be tried again (trap 37).
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, pairwise
 from typing import Protocol
 
 SECTOR_BYTES = 512
 #: Where the exhaustive enumeration tears a write: every so many bytes, up to `_TORN_BYTES_MAX`, and at its end.
 _TORN_STEP = 64
 _TORN_BYTES_MAX = 4096
+#: Up to so many sectors of one write, `crash_subsets` takes any of them away.
+_SECTORS_MAX = 4
 
 #: What can be counted, failed and intercepted.
 KINDS = (
@@ -84,7 +88,19 @@ class _Resize:
         file.durable_size = self.size
 
 
-class _Rename:
+class _Extend:
+    """What a write leaves that made the file longer, when only the new size reached the disk and not the bytes."""
+
+    __slots__ = ("file", "size")
+
+    def __init__(self, file: _File, size: int) -> None:
+        self.file, self.size = file, size
+
+    def apply(self, file: _File) -> None:
+        file.durable_size = max(file.durable_size, self.size)
+
+
+class NameChange:
     """Any change of a directory's names, as one step: created, renamed and unlinked alike."""
 
     __slots__ = ("directory", "entries")
@@ -100,7 +116,9 @@ class _Rename:
                 names[name] = file
 
 
-_Change = _Write | _Resize | _Rename
+_Change = _Write | _Resize | NameChange
+#: What of them a crash may leave.
+_Kept = _Change | _Extend
 
 
 class MemoryDisk:
@@ -221,7 +239,7 @@ class MemoryDisk:
         durable = self._durable_names.setdefault(path, {})
         rest: list[_Change] = []
         for change in self._pending:
-            if isinstance(change, _Rename) and change.directory == path:
+            if isinstance(change, NameChange) and change.directory == path:
                 change.apply(durable)
             else:
                 rest.append(change)
@@ -287,8 +305,45 @@ class MemoryDisk:
             if edge < len(change.data):
                 late = _Write(change.file, change.offset + edge, change.data[edge:])
                 yield self._survivor([*pending[:count], late])
-        yield self._survivor([change for change in pending if isinstance(change, _Rename)])
-        yield self._survivor([change for change in pending if not isinstance(change, _Rename)])
+        yield self._survivor([change for change in pending if isinstance(change, NameChange)])
+        yield self._survivor([change for change in pending if not isinstance(change, NameChange)])
+
+    def crash_subsets(self, *, whole_up_to: int = 10, torn_step: int = _TORN_STEP) -> Iterator[MemoryDisk]:
+        """Every disk a power cut now may leave, as far as that can be enumerated; some of them more than once.
+
+        All subsets of the unsynced changes while there are at most `whole_up_to`; of more, each prefix, each with one
+        or two left out, and each single one. Then each write torn, with everything before it there and nothing after,
+        and with everything else there: cut every `torn_step` bytes and at sector edges, with some of its sectors
+        missing, and with its size there in place of its bytes.
+        """
+        pending = self._pending
+        for kept in _subsets(pending, whole_up_to):
+            yield self._survivor(kept)
+        for at, change in enumerate(pending):
+            if not isinstance(change, _Write):
+                continue
+            for torn in _every_tear(change, torn_step):
+                yield self._survivor([*pending[:at], *torn])
+                if at + 1 < len(pending):
+                    yield self._survivor([*pending[:at], *torn, *pending[at + 1 :]])
+
+    def cut(self, path: str, size: int) -> None:
+        """Rot: the file ends after `size` bytes, for readers and on disk alike."""
+        file = self._file(path)
+        del file.data[size:], file.durable_data[size:]
+        file.size = min(file.size, size)
+        file.durable_size = min(file.durable_size, size)
+
+    def fingerprint(self) -> bytes:
+        """Equal for two disks with the same names, sizes and bytes, as readers see them."""
+        digest = hashlib.blake2b(digest_size=16)
+        for directory, names in sorted(self._names.items()):
+            for name, file in sorted(names.items()):
+                # Zeros at the end of a file are the same whether they were written or not.
+                data = bytes(file.data).rstrip(b"\0")
+                digest.update(f"{directory}/{name}\0{file.size}\0{len(data)}\0".encode())
+                digest.update(data)
+        return digest.digest()
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -343,7 +398,7 @@ class MemoryDisk:
         mine: list[_Write | _Resize] = []
         rest: list[_Change] = []
         for change in self._pending:
-            if not isinstance(change, _Rename) and change.file is file:
+            if not isinstance(change, NameChange) and change.file is file:
                 mine.append(change)
             else:
                 rest.append(change)
@@ -351,27 +406,27 @@ class MemoryDisk:
         return mine
 
     def _change_names(self, directory: str, entries: dict[str, _File | None]) -> None:
-        change = _Rename(directory, entries)
+        change = NameChange(directory, entries)
         change.apply(self._directory(directory))
         self._pending.append(change)
 
-    def _survivor(self, kept: Sequence[_Change]) -> MemoryDisk:
+    def _survivor(self, kept: Sequence[_Kept]) -> MemoryDisk:
         """A new disk that holds what is durable here and `kept`, all of it durable."""
         names = {directory: dict(entries) for directory, entries in self._durable_names.items()}
         for change in kept:
-            if isinstance(change, _Rename):
+            if isinstance(change, NameChange):
                 change.apply(names.setdefault(change.directory, {}))
         copies: dict[int, _File] = {}
         for entries in names.values():
             for name, file in entries.items():
                 entries[name] = copies.setdefault(id(file), file.copy_durable())
         for change in kept:
-            if not isinstance(change, _Rename) and id(change.file) in copies:
+            if not isinstance(change, NameChange) and id(change.file) in copies:
                 change.apply(copies[id(change.file)])
         for file in copies.values():
             file.data[:] = file.durable_data
             file.size = file.durable_size
-        disk = MemoryDisk(self.capacity)
+        disk = type(self)(self.capacity)
         disk._names = names
         disk._durable_names = {directory: dict(entries) for directory, entries in names.items()}
         return disk
@@ -400,3 +455,36 @@ def _torn(write: _Write, chooser: Chooser) -> list[_Change]:
             kept.append(_Write(write.file, start, write.data[start - write.offset : stop - write.offset]))
         start = stop
     return kept
+
+
+def _subsets(pending: Sequence[_Change], whole_up_to: int) -> Iterator[list[_Change]]:
+    count = len(pending)
+    if count <= whole_up_to:
+        for bits in range(1 << count):
+            yield [change for at, change in enumerate(pending) if bits >> at & 1]
+        return
+    for length in range(count + 1):
+        yield list(pending[:length])
+    for change in pending:
+        yield [change]
+    for size in (1, 2):
+        for omitted in combinations(range(count), size):
+            yield [change for at, change in enumerate(pending) if at not in omitted]
+
+
+def _every_tear(write: _Write, step: int) -> Iterator[list[_Kept]]:
+    """What one write may leave, between nothing and all of it."""
+    file, start, data = write.file, write.offset, write.data
+    end = start + len(data)
+    edges = list(range(start - start % SECTOR_BYTES + SECTOR_BYTES, end, SECTOR_BYTES))
+    for cut in sorted({*range(start + 1, end, step), *edges, end - 1} - {start}):
+        prefix = _Write(file, start, data[: cut - start])
+        yield [prefix]
+        yield [prefix, _Extend(file, end)]
+    yield [_Extend(file, end)]
+    bounds = [start, *edges, end]
+    sectors: list[_Kept] = [_Write(file, low, data[low - start : high - start]) for low, high in pairwise(bounds)]
+    missing = range(1, len(sectors)) if len(sectors) <= _SECTORS_MAX else (1,)
+    for size in missing:
+        for omitted in combinations(range(len(sectors)), size):
+            yield [sector for at, sector in enumerate(sectors) if at not in omitted]

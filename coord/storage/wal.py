@@ -112,6 +112,8 @@ class WriteAheadLog:
         # Encoded and not yet handed to the disk: the bytes from `_buffered_from` to `_offset`.
         self._buffers: list[Buffer] = []
         self._buffered_from = 0
+        # A mark was written since the last sync of the segment.
+        self._mark_unsynced = False
         # Sequences: of the last record, of the last known on disk, and the highest `durable` any record states.
         self._sequence = 0
         self._durable = 0
@@ -182,6 +184,7 @@ class WriteAheadLog:
             self._buffers[0] = header.encode()
         self._files.write(self._handle, self._buffered_from, self._buffers)
         self._files.sync(self._handle)
+        self._mark_unsynced = False
         if not self._named:
             self._files.rename(self._temporary(segment.number), f"{self._directory}/{segment.name}")
             self._files.sync_directory(self._directory)
@@ -198,6 +201,7 @@ class WriteAheadLog:
         assert self._handle is not None
         assert not self._buffers
         self._add(MARK, 0, 0, self._end.commit, [])
+        self._mark_unsynced = True
         self._files.write(self._handle, self._buffered_from, self._buffers)
         self._buffers = []
         self._buffered_from = self._offset
@@ -279,6 +283,11 @@ class WriteAheadLog:
         """Go on in a new segment with room for `needed` bytes. What the old one holds is on disk before."""
         self.commit()
         assert self._handle is not None
+        if self._mark_unsynced:
+            # A mark alone promises nothing and was never synced; but what follows in the next segment counts on every
+            # record before it, and a hole there would read as corruption.
+            self._files.sync(self._handle)
+            self._mark_unsynced = False
         self._files.close(self._handle)
         self._handle = None
         self._begin_segment(self._segments[-1].number + 1, needed, checkpoint=True)

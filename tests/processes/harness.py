@@ -50,6 +50,8 @@ class MemberProcess:
         }
         #: Told (member, number of its process, key, revision, value) for each change a member has seen.
         self.on_seen: Callable[[str, int, str, int, Any], None] = lambda *seen: None
+        #: What the process runs.
+        self.script = Path(__file__).with_name("member.py")
         #: What runs the interpreter, if not the system directly.
         self.prefix: list[str] = []
         self.starts = 0
@@ -77,7 +79,7 @@ class MemberProcess:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.prefix, sys.executable, str(Path(__file__).with_name("member.py")), json.dumps(self.settings)],
+                [*self.prefix, sys.executable, str(self.script), json.dumps(self.settings)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -16,7 +16,9 @@ class Totals:
 
     def __init__(self) -> None:
         self.seeds = self.events = self.sent = self.lost = self.doubled = self.crashes = self.committed = 0
+        self.operations = 0
         self.seconds = 0.0
+        self.struck: dict[str, int] = {}
         self.happened: dict[str, int] = {}
 
     def add(self, world: World) -> None:
@@ -27,16 +29,18 @@ class Totals:
         self.lost += world.network.lost
         self.doubled += world.network.doubled
         self.crashes += world.crashes
-        self.committed += world.checks.committed
-        for what, count in world.checks.happened.items():
-            self.happened[what] = self.happened.get(what, 0) + count
+        self.committed += world.truth.committed
+        for mine, theirs in ((self.happened, world.truth.happened), (self.struck, world.faults.struck)):
+            for what, count in theirs.items():
+                mine[what] = mine.get(what, 0) + count
 
     def describe(self, elapsed: float) -> str:
         rare = ", ".join(f"{what} {count}" for what, count in sorted(self.happened.items()))
+        blows = ", ".join(f"{what} {count}" for what, count in sorted(self.struck.items()))
         return (
             f"{self.seeds} seeds, {self.events} events, {self.events / elapsed:.0f} a second; "
             f"{self.seconds:.0f} virtual seconds, {self.sent} messages ({self.lost} lost, {self.doubled} doubled), "
-            f"{self.crashes} crashes, {self.committed} entries committed; {rare}"
+            f"{self.crashes} crashes, {self.committed} entries committed\n  troubles: {blows}\n  seen: {rare}"
         )
 
 

@@ -1,260 +1,204 @@
-"""A recorded workload, and what any recovery from a crash during it must find.
+"""Stops a member's machine before and after every file operation of a workload, in every way, and starts it again.
 
-The workload drives a real `DiskStorage` over a `MemoryDisk`. Before every file operation that changes something, the
-runner takes every disk a crash there may leave and recovers from it.
+The storage is the real one, over a `MemoryDisk`, which says what a power cut may leave. Each disk so left must start by
+itself, hold all that was promised and nothing else, keep what it reports, go on, and survive a stop inside its start.
+Equal disks are started once; each verdict is by what was promised when it came about. What must not live here: the
+verdict itself (`crash_model`), or what the member does (`crash_workload`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from coord.raft.batch import Batch
 from coord.raft.messages import HardState, Persist
 from coord.storage.base import Recovered
 from coord.storage.disk import DiskStorage
 from coord.storage.memory import MemoryDisk
-from storage.builders import appended, batch, meta_of, open_storage, put, take_snapshot, voted
-
-CHANGING = ("create", "write", "sync", "rename", "unlink", "sync_directory", "lock")
+from storage.builders import batch, open_storage, take_snapshot
+from storage.crash_model import Found, Lost, Promises, look, newest_snapshot
+from storage.crash_model import ModelState as ModelState
+from storage.crash_workload import CHANGING, Workload, mint_from
 
 
 @dataclass(frozen=True)
-class ModelState:
-    """What the stream says after a Persist: plain values, never changed."""
+class Thoroughness:
+    """How much is looked at. The rare ones are done on every so many new disks, or at every so many points."""
 
-    hard_state: HardState = field(default_factory=HardState)
-    base: tuple[int, int] = (0, 0)
-    batches: tuple[Batch, ...] = ()
-
-    def after(self, persist: Persist) -> ModelState:
-        base, batches = self.base, list(self.batches)
-        if persist.reset is not None:
-            base, batches = (persist.reset.index, persist.reset.term), []
-        if persist.truncate_from is not None:
-            batches = [kept for kept in batches if kept.first < persist.truncate_from]
-        return ModelState(persist.hard_state or self.hard_state, base, (*batches, *persist.batches))
-
-    def term_at(self, index: int) -> int | None:
-        if index == self.base[0]:
-            return self.base[1]
-        return next((kept.term for kept in self.batches if kept.first <= index <= kept.last), None)
-
-    def log_after(self, snapshot: tuple[int, int]) -> list[Batch] | None:
-        """The batches a recovery with this snapshot must return; None: this state cannot be met with it."""
-        if self.base[0] > snapshot[0]:
-            return None
-        if self.term_at(snapshot[0]) != snapshot[1]:
-            return []
-        return [kept for kept in self.batches if kept.last > snapshot[0]]
+    torn_step: int = 64
+    whole_up_to: int = 10
+    #: Stop inside the start as well, before each of its file operations.
+    nested_every: int = 40
+    #: Let the newest of two snapshots rot as well.
+    rot_every: int = 10
+    #: Let the process die and not the machine, start again, then cut the power.
+    kill_every: int = 10
+    #: Hand the disk to `on_sample`.
+    sample_every: int = 200
 
 
-class Workload:
-    """Drives a storage and keeps the model beside it."""
+@dataclass
+class Counts:
+    """What was done."""
 
-    def __init__(self, segment_bytes: int) -> None:
-        self.disk = MemoryDisk()
-        self.segment_bytes = segment_bytes
-        self.storage = self._open()
-        #: Every state so far: `states[n]` after n Persists; `acknowledged` of them are promised.
-        self.states = [ModelState()]
-        self.acknowledged = 0
-        #: Index and term of snapshots begun, and the newest one that was promised.
-        self.snapshots: list[tuple[int, int]] = [(0, 0)]
-        self.promised_snapshot = (0, 0)
-        self._before_reopening = 0
-
-    def _open(self) -> DiskStorage:
-        return open_storage(self.disk, segment_bytes=self.segment_bytes)
-
-    def _put(self, *persists: Persist) -> None:
-        for persist in persists:
-            self.states.append(self.states[-1].after(persist))
-            self.storage.write(persist)
-        self.storage.sync()
-        assert self.storage.failure is None
-        self.note_acknowledged()
-
-    def note_acknowledged(self) -> None:
-        self.acknowledged = self._before_reopening + self.storage.durable()
-
-    def _seq(self) -> int:
-        return len(self.states) - self._before_reopening
-
-    def _append(self, first: int, term: int, *, times: int = 1, **options: int) -> None:
-        seq = self._seq()
-        self._put(*(appended(seq + at, first + at, term, **options) for at in range(times)))
-
-    def _snapshot(self, index: int, term: int) -> None:
-        self.snapshots.append((index, term))
-        take_snapshot(self.storage, index, term)
-        self.promised_snapshot = (index, term)
-        self.storage.compact(index)
-
-    def _reopen(self, *, cleanly: bool) -> None:
-        if cleanly:
-            self.storage.close()
-        else:
-            hook = self.disk.before
-            self.disk.restart()
-            self.disk.before = hook
-        reopened = self._open()
-        self.storage, self._before_reopening = reopened, len(self.states) - 1
-        assert self.acknowledged == self._before_reopening
-        self.storage.recover()
-
-    def run(self) -> None:
-        """Every kind of thing a member does to its disk, more than once and in awkward orders."""
-        self.storage.recover()
-        self._put(voted(1, 1, "a"))
-        self._append(1, 1)
-        self._append(2, 1, times=3)
-        self._put(Persist(self._seq(), batches=[batch(5, 1, count=2), batch(7, 1)], commit=4))
-        self._put(voted(self._seq(), 2), Persist(self._seq() + 1, hard_state=HardState(2, "b")))
-        # Another leader: what followed 5-6 goes, and all of it is one Persist.
-        self._put(Persist(self._seq(), HardState(3), None, 7, [batch(7, 3), batch(8, 3)], commit=6))
-        self._append(9, 3, times=4, size=90)
-        self._snapshot(8, 3)
-        self._append(13, 3, times=3, size=200)
-        self._reopen(cleanly=True)
-        self._put(voted(1, 4, "c"))
-        self._append(16, 4, times=2)
-        self._snapshot(16, 4)
-        # Larger than a segment.
-        self._append(18, 4, size=1500)
-        self._append(19, 4)
-        self._reopen(cleanly=False)
-        self._append(20, 4, times=2)
-        # A snapshot from the leader replaces the log.
-        self.snapshots.append((40, 5))
-        meta = take_snapshot(self.storage, 40, 5)
-        self.promised_snapshot = (40, 5)
-        self._put(Persist(self._seq(), HardState(5), meta, commit=40))
-        self.storage.compact(40)
-        self._append(41, 5, times=2)
-        self._put(Persist(self._seq(), truncate_from=42, batches=[batch(42, 6)], hard_state=HardState(6, "a")))
-        self._append(43, 6, times=6, size=120)
-        self._snapshot(44, 6)
-        self._snapshot(47, 6)
-        # One pulled while the log is behind it: saved, and the machine stops before the Persist that says so.
-        self.snapshots.append((60, 6))
-        take_snapshot(self.storage, 60, 6)
-        self.promised_snapshot = (60, 6)
-        self._put(Persist(self._seq(), reset=meta_of(60, 6)), appended(self._seq() + 1, 61, 6))
-        self._put(voted(self._seq(), 7, "b"))
-        self.storage.close()
+    #: Moments at which the power was cut.
+    points: int = 0
+    #: Disks judged, against what was promised at that moment; and how many different ones there were among them.
+    judged: int = 0
+    disks: int = 0
+    #: Of them: left by a cut inside a start; with a rotten snapshot; after a kill and a start.
+    nested: int = 0
+    rotten: int = 0
+    killed: int = 0
 
 
 class CrashRunner:
-    """Recovers from every crash. `checked` counts the disks."""
+    """Judges every disk a crash in one workload may leave. Lost: the first that breaks a promise."""
 
-    def __init__(self, segment_bytes: int, *, nested_every: int = 25, kill_every: int = 6) -> None:
-        self.workload = Workload(segment_bytes)
-        self.checked = 0
-        self.operations = 0
-        self._nested_every = nested_every
-        self._kill_every = kill_every
+    def __init__(self, seed: int, segment_bytes: int, thoroughness: Thoroughness | None = None) -> None:
+        self.workload = Workload(seed, segment_bytes)
+        self.counts = Counts()
+        #: Called with some of the disks, and what was found on each.
+        self.on_sample: Callable[[MemoryDisk, Found], None] = lambda disk, found: None
+        self._thoroughness = thoroughness or Thoroughness()
+        self._seen: dict[bytes, Found] = {}
+        #: Equal findings are kept once.
+        self._findings: dict[Found, Found] = {}
 
-    def run(self) -> None:
-        self.workload.disk.before = self._crash_here
-        self.workload.run()
-        self._crash_here("write")
+    def run(self, steps: int) -> Counts:
+        self.workload.watch = self._before_operation
+        try:
+            self.workload.run(steps, self._look)
+        except Lost as error:
+            raise Lost(f"after {self.counts}, {dict(self.workload.taken)}: {error}") from error
+        return self.counts
 
-    def _crash_here(self, kind: str) -> None:
-        if kind not in CHANGING:
-            return
-        self.operations += 1
-        # The storage may have published more since the last Persist was put: a roll makes earlier records durable.
+    def _before_operation(self, kind: str) -> None:
+        if kind in CHANGING:
+            self._look()
+
+    def _look(self) -> None:
+        """Cut the power here."""
+        self.counts.points += 1
         self.workload.note_acknowledged()
-        disk = self.workload.disk
-        for survivor in self.survivors(disk):
-            self.check(survivor)
-        if self.operations % self._kill_every == 0:
-            self._kill_here(disk)
+        disk, promises = self.workload.disk, self.workload.promises
+        for survivor in self._survivors(disk):
+            self._examine(survivor, promises)
+        if self.counts.points % self._thoroughness.kill_every == 0:
+            self._kill_here(disk, promises)
 
-    def survivors(self, disk: MemoryDisk) -> Iterator[MemoryDisk]:
-        return disk.crash_states()
+    def _survivors(self, disk: MemoryDisk) -> Iterator[MemoryDisk]:
+        how = self._thoroughness
+        return disk.crash_subsets(whole_up_to=how.whole_up_to, torn_step=how.torn_step)
 
-    def check(self, disk: MemoryDisk) -> Recovered:
-        self.checked += 1
-        if self.checked % self._nested_every == 0:
-            self._crash_in_recovery(copy.deepcopy(disk))
-        recovered = self._recover_and_compare(disk)
-        # A second start, after a clean stop, finds the same; and so does a third, after more was written.
-        storage = open_storage(disk)
-        again = storage.recover()
-        assert same(recovered, again)
-        last = (
-            recovered.batches[-1].last if recovered.batches else recovered.snapshot.index if recovered.snapshot else 0
-        )
-        term = max(recovered.hard_state.term, recovered.snapshot.term if recovered.snapshot else 0) + 1
-        more = batch(last + 1, term)
-        put(storage, Persist(1, hard_state=HardState(term, "a"), batches=[more]))
-        assert storage.failure is None
-        storage.close()
-        storage = open_storage(disk)
-        third = storage.recover()
-        assert third.damage == ""
-        assert third.hard_state == HardState(term, "a")
-        assert third.batches == [*recovered.batches, more]
-        storage.close()
-        return recovered
+    def _examine(self, disk: MemoryDisk, promises: Promises) -> None:
+        self.counts.judged += 1
+        key = disk.fingerprint()
+        found = self._seen.get(key)
+        if found is not None:
+            promises.judge(found)
+            return
+        self.counts.disks += 1
+        number, how = self.counts.disks, self._thoroughness
+        # A disk after a power cut has nothing left to lose: what it may leave is itself.
+        untouched = next(disk.crash_subsets())
+        found, storage = self._start(disk)
+        self._seen[key] = found = self._findings.setdefault(found, found)
+        promises.judge(found)
+        assert storage is not None
+        self._stays(disk, found)
+        self._goes_on(disk, storage, found)
+        if number % how.nested_every == 0:
+            self._stop_inside_the_start(next(untouched.crash_subsets()), promises)
+        if promises.doubly_kept and number % how.rot_every == 0:
+            self._rot(next(untouched.crash_subsets()), promises)
+        if number % how.sample_every == 0:
+            self.on_sample(untouched, found)
 
-    def _recover_and_compare(self, disk: MemoryDisk) -> Recovered:
-        storage = open_storage(disk)
-        recovered = storage.recover()
-        assert storage.failure is None, storage.failure
-        self._compare(recovered)
-        if recovered.snapshot is not None:
-            meta = recovered.snapshot
-            content = storage.read_snapshot(meta.index, 0, meta.size + 1)
-            assert meta == meta_of(meta.index, meta.term)
-            assert len(content) == meta.size
-        storage.close()
-        return recovered
+    def _start(self, disk: MemoryDisk) -> tuple[Found, DiskStorage | None]:
+        return look(disk, mint_from("after the crash"), self.workload.segment_bytes)
 
-    def _compare(self, recovered: Recovered) -> None:
-        """All that was promised is there, and nothing that was never proposed."""
-        workload = self.workload
-        assert recovered.damage == ""
-        meta = recovered.snapshot
-        snapshot = (meta.index, meta.term) if meta else (0, 0)
-        assert snapshot in workload.snapshots
-        assert snapshot >= workload.promised_snapshot
-        possible = workload.states[workload.acknowledged :]
-        found = [
-            state
-            for state in possible
-            if state.hard_state == recovered.hard_state and state.log_after(snapshot) == recovered.batches
-        ]
-        assert found, f"{recovered} is none of {possible}"
-        last = recovered.batches[-1].last if recovered.batches else snapshot[0]
-        assert snapshot[0] <= recovered.commit <= last
+    def _found_on(self, disk: MemoryDisk) -> Found:
+        """As `_start`, of a disk that may have been seen; it is not gone on with."""
+        key = disk.fingerprint()
+        if key not in self._seen:
+            found, _ = self._start(disk)
+            self._seen[key] = self._findings.setdefault(found, found)
+        return self._seen[key]
 
-    def _kill_here(self, disk: MemoryDisk) -> None:
-        """The process dies and the machine lives. What recovery then reports counts as promised: a power cut after it
-        must not take it away (the page cache showed it, the disk may not have had it)."""
-        for survivor in killed_and_recovered(disk):
-            storage = open_storage(survivor[0])
-            assert same(storage.recover(), survivor[1])
-            storage.close()
-            self.checked += 1
+    def _stays(self, disk: MemoryDisk, reported: Found) -> None:
+        """What a start has reported is on the disk: another power cut at once takes nothing of it away."""
+        for survivor in self._survivors(disk):
+            again = self._found_on(survivor)
+            if again != reported:
+                raise Lost(f"a start reported {reported}; after a power cut the next found {again}")
 
-    def _crash_in_recovery(self, disk: MemoryDisk) -> None:
-        """Crash before every operation of a recovery: what the next one finds is legal all the same."""
+    def _goes_on(self, disk: MemoryDisk, storage: DiskStorage, found: Found) -> None:
+        """More is written, over a roll, and a snapshot is taken; after a power cut all of it is there."""
+        term, last = found.term + 1, found.last
+        hard = HardState(term, "b")
+        more = [batch(last + 1 + at, term, size=self.workload.segment_bytes // 3) for at in range(3)]
+        for at, one in enumerate(more):
+            storage.write(Persist(1 + at, hard if at == 0 else None, batches=[one]))
+            storage.sync()
+        self._needs(storage, 3)
+        expected = replace(found, hard_state=hard, batches=(*found.batches, *more))
+        self._stays(disk, expected)
+        take_snapshot(storage, last + 2, term)
+        storage.compact(last + 2)
+        self._needs(storage, 3)
+        snapshot = (last + 2, term)
+        self._stays(disk, replace(expected, snapshot=snapshot, batches=(more[2],), commit=snapshot[0]))
 
-        def crash_here(kind: str) -> None:
+    def _needs(self, storage: DiskStorage, durable: int) -> None:
+        if storage.failure is not None or storage.durable() != durable:
+            raise Lost(f"after a start it does not go on: {storage.failure}, durable {storage.durable()}")
+
+    def _stop_inside_the_start(self, disk: MemoryDisk, promises: Promises) -> None:
+        """Cut the power before every file operation of a start."""
+
+        def cut_here(kind: str) -> None:
             if kind in CHANGING:
-                for survivor in disk.crash_states():
-                    self.checked += 1
-                    self._recover_and_compare(survivor)
+                for survivor in self._survivors(disk):
+                    self.counts.judged += 1
+                    self.counts.nested += 1
+                    promises.judge(self._found_on(survivor))
 
-        disk.before = crash_here
-        storage = open_storage(disk)
-        storage.recover()
+        disk.before = cut_here
+        self._start(disk)
         disk.before = None
-        storage.close()
+
+    def _rot(self, disk: MemoryDisk, promises: Promises) -> None:
+        """Two snapshots are kept, and the log from the older one on: without the newest nothing is lost."""
+        path = newest_snapshot(disk)
+        assert path is not None
+        disk.flip(path, disk.size(path) // 2, 0x10)
+        self.counts.judged += 1
+        self.counts.rotten += 1
+        found, _ = self._start(disk)
+        promises.judge(found, newest_lost=True)
+
+    def _kill_here(self, disk: MemoryDisk, promises: Promises) -> None:
+        """The process dies and the machine lives. A start sees what the page cache shows; the power is cut before each
+        of its file operations, and at its end what it reports is promised."""
+        hook, disk.before = disk.before, None
+        twin = copy.deepcopy(disk)
+        disk.before = hook
+        twin.restart()
+
+        def cut_here(kind: str) -> None:
+            if kind in CHANGING:
+                for survivor in self._survivors(twin):
+                    self.counts.judged += 1
+                    self.counts.killed += 1
+                    promises.judge(self._found_on(survivor))
+
+        twin.before = cut_here
+        reported, _ = self._start(twin)
+        twin.before = None
+        promises.judge(reported)
+        self._stays(twin, reported)
 
 
 def killed_and_recovered(disk: MemoryDisk) -> Iterator[tuple[MemoryDisk, Recovered]]:
@@ -267,14 +211,3 @@ def killed_and_recovered(disk: MemoryDisk) -> Iterator[tuple[MemoryDisk, Recover
     assert reported.damage == ""
     for survivor in twin.crash_states():
         yield survivor, reported
-
-
-def same(one: Recovered, other: Recovered) -> bool:
-    """Equal but for the notes: a torn tail is cut once."""
-    return (one.hard_state, one.snapshot, one.batches, one.commit, one.damage) == (
-        other.hard_state,
-        other.snapshot,
-        other.batches,
-        other.commit,
-        other.damage,
-    )

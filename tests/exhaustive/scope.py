@@ -1,0 +1,66 @@
+"""How far a search goes: the bounds, and where it begins.
+
+What must not live here: the search itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coord.raft.batch import COMMANDS, NOOP
+from coord.raft.settings import Settings
+from exhaustive.frozen import NAMES, FrozenDisk, FrozenLog
+
+#: How pre-votes are treated; see `Scope.pre_votes`.
+REAL, FREE = "real", "free"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Bounds. What they do not name is unbounded: each message may be lost, or arrive any number of times, in any order
+    and at any moment; each timer may run out at any moment; the disk answers whenever it likes."""
+
+    #: Nobody stands for a newer term than this.
+    terms: int = 2
+    #: Nobody proposes when the log is this long. A leader's first entry comes on top.
+    entries: int = 1
+    #: All members' together.
+    crashes: int = 0
+    #: Of one leader, all told: the first comes with the election, each heartbeat and read begins another.
+    rounds: int = 1
+    reads: int = 0
+    #: REAL: asked and answered like anything else. FREE: whoever asks may be told yes at any moment, whatever the others
+    #: think. That allows more than can happen, and costs less: a pre-vote changes nothing at the voter.
+    pre_votes: str = FREE
+    #: May a voter also refuse because it hears a leader? It is as if the request were lost, so this finds little.
+    stickiness: bool = False
+    #: One batch in each append, so that more can come between two.
+    small_appends: bool = False
+    #: Two messages may also arrive within one turn.
+    joined: bool = False
+    #: What is on the disks at first; fresh ones if not given.
+    disks: tuple[FrozenDisk, ...] = (FrozenDisk((0, ""), (), 0),) * len(NAMES)
+    #: May members be called by others' names? Not if the disks differ.
+    symmetric: bool = field(init=False, default=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "symmetric", len(set(self.disks)) == 1)
+
+    def settings(self) -> Settings:
+        """Disks never count as stalled: that only makes leaders step down, which they may at any time."""
+        return Settings(disk_stall_timeout=float("inf"), max_append_bytes=1 if self.small_appends else 1 << 20)
+
+    def describe(self) -> str:
+        parts = [f"{self.terms} terms", f"{self.entries} entries", f"{self.crashes} crashes", f"{self.rounds} rounds"]
+        parts.append(f"{self.reads} reads")
+        parts.append(f"pre-votes {self.pre_votes}")
+        parts += [name for name in ("stickiness", "small_appends", "joined") if getattr(self, name)]
+        if not self.symmetric:
+            parts.append("disks " + " ".join(f"{disk.hard_state}{[b[1] for b in disk.log]}" for disk in self.disks))
+        return ", ".join(parts)
+
+
+def disk_of(term: int, vote: str, *terms: int) -> FrozenDisk:
+    """A disk with this term and vote, and an entry of each of `terms`."""
+    log: FrozenLog = tuple((COMMANDS if term else NOOP, term, index, 1) for index, term in enumerate(terms, start=1))
+    return FrozenDisk((term, vote), log, 0)

@@ -1,0 +1,305 @@
+"""One turn of one member: an input, what the real core makes of it, and what its driver then does.
+
+A turn is a function of the member and the input, so each pair is tried once, however many states of the group it
+occurs in. What holds of a member by itself is checked here, in the same breath; what it has to do with the others is
+handed up as a `Turn`'s claims.
+
+A turn is atomic, as in the driver: `take()` until nothing more comes, each command performed in order. A crash in the
+middle of it brings nothing new: what was not sent is as if lost, what was not written is as if not kept.
+
+What must not live here: the group (`exhaustive.search`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from coord.raft.batch import Batch
+from coord.raft.core import Core
+from coord.raft.log import Log
+from coord.raft.messages import (
+    Append,
+    AppendResponse,
+    Apply,
+    Command,
+    Halt,
+    Heartbeat,
+    HeartbeatResponse,
+    Persist,
+    ReadOk,
+    ReadResponse,
+    Send,
+    VoteRequest,
+    VoteResponse,
+)
+from coord.raft.batch import COMMANDS, encode_entry
+from coord.raft.roles import CANDIDATE, LEADER, PRE_CANDIDATE
+from exhaustive.frozen import (
+    INCARNATIONS,
+    LATE,
+    NAMES,
+    NOW,
+    NUMBERS_OF_A_LIFE,
+    FrozenDisk,
+    FrozenMessage,
+    FrozenSend,
+    Local,
+    forget_times,
+    freeze,
+    freeze_log,
+    freeze_message,
+    start,
+    thaw,
+    thaw_log,
+    thaw_message,
+)
+from exhaustive.scope import FREE, Scope
+
+#: ("timeout",), ("pre-vote",), ("beat",), ("propose",), ("read", id), ("sync", count), ("crash", kept), or
+#: ("deliver", late, (sender, message), ...): more than one message when they arrive within one turn.
+Input = tuple[Any, ...]
+
+
+class Violation(AssertionError):
+    """Something that must never happen has."""
+
+
+def require(condition: object, wrong: str) -> None:
+    if not condition:
+        raise Violation(wrong)
+
+
+@dataclass
+class Turn:
+    """What came of an input."""
+
+    local: Local
+    sends: set[FrozenSend] = field(default_factory=set)
+    #: It says so to `to`: (to, term, index, term of that entry); on its disk, or only in its log.
+    acknowledged: list[tuple[str, int, int, int | None]] = field(default_factory=list)
+    agreed: list[tuple[str, int, int, int | None]] = field(default_factory=list)
+    #: (read, index)
+    reads: list[tuple[int, int]] = field(default_factory=list)
+    #: An index it answers another's read with.
+    told: list[int] = field(default_factory=list)
+    won: bool = False
+    committed: bool = False
+    log_changed: bool = False
+
+    @property
+    def claims(self) -> bool:
+        """Is there anything that others could contradict?"""
+        return bool(
+            self.acknowledged or self.agreed or self.reads or self.told or self.won or self.committed or self.log_changed
+        )
+
+
+class Process:
+    """A live core, its disk, and its driver. The search makes one for each turn; a story keeps them."""
+
+    def __init__(self, core: Core, disk: FrozenDisk, scope: Scope) -> None:
+        self.core = core
+        self.disk = disk
+        self._scope = scope
+        #: Hard states that were durable at some moment of this turn.
+        self._durable = [disk.hard_state]
+        self._sends: list[Send] = []
+        self._commands: list[Command] = []
+
+    @classmethod
+    def thawed(cls, local: Local, scope: Scope) -> Process:
+        return cls(thaw(local, scope.settings()), local.disk, scope)
+
+    def turn(self, given: Input) -> Turn:
+        """Take `given` in. Raises Violation."""
+        core = self.core
+        forget_times(core)
+        before = freeze(core, self.disk)
+        self._durable, self._sends, self._commands = [self.disk.hard_state], [], []
+        try:
+            self._take_in(given)
+            self._work()
+        except Violation:
+            raise
+        except AssertionError as error:
+            # The core states some of what must hold itself.
+            raise Violation(f"the core's own assertion: {error}") from error
+        core = self.core
+        forget_times(core)
+        made = Turn(freeze(core, self.disk))
+        _check_step(before, made.local, restarted=given[0] == "crash")
+        for send in self._sends:
+            self._check_send(send, made)
+        for command in self._commands:
+            if isinstance(command, ReadOk):
+                made.reads += [(number, command.index) for number in command.ids]
+        made.won = core.role == LEADER and (before.core.role, before.core.term) != (LEADER, core.term)
+        made.committed = core.commit > before.core.commit or (given[0] == "crash" and core.commit > 0)
+        made.log_changed = made.local.core.log != before.core.log
+        return made
+
+    def _take_in(self, given: Input) -> None:
+        core, kind = self.core, given[0]
+        if kind == "timeout":
+            core.tick(NOW + LATE)
+        elif kind == "beat":
+            core.tick(NOW + core.settings.heartbeat)
+        elif kind == "pre-vote":
+            # Whose it is does not matter: with its own, it is a majority.
+            other = next(name for name in NAMES if name != core.name)
+            core.step(NOW, other, INCARNATIONS[other], VoteResponse(core.term + 1, True, True))
+        elif kind == "propose":
+            require(core.propose(NOW, [encode_entry(b"")]), "a leader refuses a proposal")
+        elif kind == "read":
+            core.read(NOW, given[1])
+        elif kind == "sync":
+            core.persisted(NOW, self._sync(given[1]))
+        elif kind == "crash":
+            self._sync(given[1])
+            number = core.forwarded.number
+            if self._scope.reads:
+                number = (number // NUMBERS_OF_A_LIFE + 1) * NUMBERS_OF_A_LIFE
+            self.core = start(core.name, self.disk, core.settings, number)
+        else:
+            assert kind == "deliver", f"unknown: {given!r}"
+            _, late, *messages = given
+            for sender, message in messages:
+                core.step(NOW + late * LATE, sender, INCARNATIONS[sender], thaw_message(message))
+
+    def _sync(self, count: int) -> int:
+        """The oldest `count` writes become durable; the last one's number."""
+        seq = 0
+        for persist, _, _, _ in list(self.core._in_flight)[:count]:
+            self._write(persist)
+            seq = persist.seq
+        return seq
+
+    def _write(self, persist: Persist) -> None:
+        (term, vote), log, _ = self.disk
+        if persist.truncate_from is not None:
+            log = tuple(batch for batch in log if batch[2] < persist.truncate_from)
+        for batch in freeze_log(persist.batches):
+            end = log[-1][2] + log[-1][3] if log else 1
+            require(batch[2] == end, f"writes entry {batch[2]} after {end - 1}")
+            log = (*log, batch)
+        if persist.hard_state is not None:
+            new = persist.hard_state
+            require(new.term >= term, f"term {new.term} is written over {term}")
+            if new.term == term:
+                require(vote in ("", new.vote), f"voted for {vote} in term {term}, now for {new.vote!r}")
+            term, vote = new.term, new.vote
+        self.disk = FrozenDisk((term, vote), log, persist.commit)
+        self._durable.append((term, vote))
+
+    def _work(self) -> None:
+        core = self.core
+        while commands := core.take():
+            for command in commands:
+                self._commands.append(command)
+                if isinstance(command, Send):
+                    self._sends.append(command)
+                elif isinstance(command, Apply):
+                    self._apply(command.batches)
+                elif isinstance(command, Halt):
+                    raise Violation(f"halts: {command.reason}")
+
+    def _apply(self, batches: list[Batch]) -> None:
+        require(batches[0].first == self.core.applied + 1, f"applies {batches[0]!r} after {self.core.applied}")
+        self.core.applied_to(batches[-1].last)
+
+    def _check_send(self, send: Send, made: Turn) -> None:
+        """A message may say no more than this member's disk would remember, and nothing it is not."""
+        message, core, disk = send.message, self.core, self.disk
+        free = self._scope.pre_votes == FREE and isinstance(message, VoteRequest | VoteResponse) and message.pre
+        if free:
+            return
+        made.sends.add((send.to, freeze_message(message)))
+        term = message.term
+        if isinstance(message, VoteRequest | VoteResponse) and message.pre:
+            return
+        told = type(message).__name__
+        require(term <= disk.hard_state[0], f"{told} in term {term}, its disk knows {disk.hard_state[0]}")
+        if isinstance(message, VoteRequest):
+            require((term, core.name) in self._durable, f"stands in term {term}, its disk says {self._durable}")
+        elif isinstance(message, VoteResponse) and message.granted:
+            require((term, send.to) in self._durable, f"votes for {send.to} in {term}, its disk says {self._durable}")
+        elif isinstance(message, Append | Heartbeat):
+            require(core.role == LEADER and core.term == term, f"{told} in term {term}, and does not lead in it")
+        elif isinstance(message, AppendResponse) and message.success:
+            held = log_term(disk.log, message.index)
+            require(held is not None, f"acknowledges {message.index}, its disk ends at {log_end(disk.log)}")
+            if term == core.term:
+                known = core.log.term_at(message.index)
+                require(held == known, f"acknowledges {message.index} of term {known}, its disk has one of {held}")
+            made.acknowledged.append((send.to, term, message.index, held))
+        elif isinstance(message, HeartbeatResponse) and message.verified:
+            made.agreed.append((send.to, term, message.verified, core.log.term_at(message.verified)))
+        elif isinstance(message, ReadResponse) and message.index:
+            made.told.append(message.index)
+
+
+def _check_step(before: Local, after: Local, *, restarted: bool) -> None:
+    old, new = before.core, after.core
+    disk = after.disk
+    require(disk.hard_state[0] >= before.disk.hard_state[0], f"term {disk.hard_state[0]} on disk, was {before.disk}")
+    require(new.commit <= log_end(new.log), f"committed {new.commit}, the log ends at {log_end(new.log)}")
+    require(new.persisted <= log_end(new.log), f"durable {new.persisted}, the log ends at {log_end(new.log)}")
+    if restarted:
+        require(new.role not in (PRE_CANDIDATE, CANDIDATE, LEADER), f"starts as {new.role}")
+        return
+    require(new.term >= old.term, f"term {new.term} after {old.term}")
+    if new.term == old.term:
+        require(old.vote in ("", new.vote), f"voted for {old.vote} in term {new.term}, now for {new.vote!r}")
+    require(new.commit >= old.commit, f"commit {new.commit} after {old.commit}")
+    for index in range(1, old.commit + 1):
+        was, now = log_term(old.log, index), log_term(new.log, index)
+        require(was == now, f"entry {index} was committed with term {was}, and is now of {now}")
+        held, holds = log_term(before.disk.log, index), log_term(disk.log, index)
+        require(held != was or holds == was, f"entry {index} of term {was} was committed; the disk drops it")
+    if old.role == new.role == LEADER and old.term == new.term:
+        require(new.log[: len(old.log)] == old.log, f"leads, and changes its log from {old.log} to {new.log}")
+
+
+def log_end(log: tuple[tuple[int, int, int, int], ...]) -> int:
+    return log[-1][2] + log[-1][3] - 1 if log else 0
+
+
+def log_term(log: tuple[tuple[int, int, int, int], ...], index: int) -> int | None:
+    """Term of the entry at `index`; 0 before the first; None: not there."""
+    if index == 0:
+        return 0
+    for _, term, first, count in log:
+        if first <= index < first + count:
+            return term
+    return None
+
+
+def inputs(local: Local, scope: Scope, reads: int) -> list[Input]:
+    """What may happen to this member besides messages and crashes; `reads` were asked before."""
+    core = local.core
+    found: list[Input] = []
+    if core.role == LEADER or core.term < scope.terms:
+        found.append(("timeout",))
+    if core.role == PRE_CANDIDATE and scope.pre_votes == FREE:
+        found.append(("pre-vote",))
+    if core.reign is not None:
+        if core.reign.rounds < scope.rounds:
+            found.append(("beat",))
+        if log_end(core.log) < scope.entries:
+            found.append(("propose",))
+    if reads < scope.reads:
+        found.append(("read", reads + 1))
+    waiting = len(core.in_flight)
+    found += [("sync", count) for count in sorted({1, waiting}) if waiting]
+    return found
+
+
+def deliveries(local: Local, scope: Scope, sender: str, message: FrozenMessage) -> list[Input]:
+    """In how many ways this message may arrive: at once, or late, where that can make a difference."""
+    kind = message[0]
+    if kind is VoteRequest:
+        return [("deliver", late, (sender, message)) for late in ((False, True) if scope.stickiness else (True,))]
+    if kind is HeartbeatResponse:
+        return [("deliver", late, (sender, message)) for late in (False, True)]
+    return [("deliver", False, (sender, message))]

@@ -218,7 +218,7 @@ class SimDisk(MemoryDisk):
 def _same(found: View, expected: View, snapshot: SnapshotMeta | None) -> bool:
     if found.hard_state != expected.hard_state:
         return False
-    if snapshot is not None and expected.term_at(snapshot.index) != snapshot.term:
+    if snapshot is not None and not expected.holds(snapshot.index, snapshot.term):
         # The log ended before the snapshot, or took another turn: the snapshot has replaced it.
         return not found.batches
     last = max(expected.last, snapshot.index if snapshot is not None else 0)

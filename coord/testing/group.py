@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -287,16 +288,13 @@ class Group:
         while True:
             leader = self.leader(max(0.0, deadline - self.now))
             replica = leader._running_loop().replica
-            if not self._runs(name) and not _session_of(replica, name):
-                raise RuntimeError(f"member {name!r} does not run and has no session any more; nothing can be lost")
-            self.wait_until(
-                lambda replica=replica: _session_of(replica, name) or not _leads(replica),
-                max(0.0, deadline - self.now),
-                f"a session of {name!r}",
-            )
-            index = _try(leader, lambda replica=replica: _end_session(replica, name))
+            index = _on_its_thread(leader, partial(_end_session, replica, name))
             if index and self._everywhere(replica, index, max(0.0, deadline - self.now)):
                 return
+            if index is None and not self._runs(name):
+                raise RuntimeError(f"member {name!r} does not run and has no session any more; it holds nothing")
+            moved = partial(_has_moved, replica, replica.machine.applied_index, refused=index == 0)
+            self.wait_until(moved, max(0.0, deadline - self.now), f"a session of {name!r} to end")
 
     # -- time
 
@@ -491,25 +489,24 @@ def _leads(replica: Replica) -> bool:
     return replica.failure is None and replica.core.leads_surely
 
 
-def _session_of(replica: Replica, owner: str) -> int:
-    """The session of that member, as this one knows it; 0: none."""
-    for session, (name, _) in list(replica.machine.session_ttls().items()):
-        if name == owner:
-            return session
-    return 0
+def _has_moved(replica: Replica, applied: int, *, refused: bool) -> bool:
+    """Something may be different now."""
+    return not _leads(replica) or replica.machine.applied_index != applied or (refused and replica.core.accepting)
 
 
-def _end_session(replica: Replica, owner: str) -> int:
-    """On the leader's thread: end that member's session, through the log. Returns the index, 0 when it cannot."""
-    session = _session_of(replica, owner)
+def _end_session(replica: Replica, owner: str) -> int | None:
+    """On the leader's thread: end that member's session, through the log. The index; 0: refused; None: it has none."""
     core = replica.core
-    return core.propose(core.now, [encode_entry(commands.expire_session(session, core.term))]) if session else 0
+    for session, (name, _) in replica.machine.session_ttls().items():
+        if name == owner:
+            return core.propose(core.now, [encode_entry(commands.expire_session(session, core.term))])
+    return None
 
 
-def _try(node: Node, function: Callable[[], int]) -> int:
-    """Have it done on that member's thread; 0 when it has just stopped."""
+def _on_its_thread(node: Node, function: Callable[[], int | None]) -> int | None:
+    """0 when the member has just stopped."""
     try:
-        done: int = node._running_loop().call(function, PATIENCE)
+        done: int | None = node._running_loop().call(function, PATIENCE)
     except CoordError:
         return 0
     return done

@@ -263,7 +263,8 @@ class RealWorld:
                 if left <= 0:
                     return False
                 with self._changed:
-                    self._changed.wait_for(lambda seen=seen: self._turns != seen, min(left, _LOOK_AGAIN_SECONDS))
+                    if self._turns == seen:
+                        self._changed.wait(min(left, _LOOK_AGAIN_SECONDS))
         finally:
             with self._changed:
                 self._waiting -= 1

@@ -25,6 +25,8 @@ from coord.testing.simulation import Hardware, Simulation
 
 #: Who waits without a deadline, for what nobody does within so long, has made a mistake.
 _FOREVER_SECONDS = 600.0
+#: After a call a member takes a turn so much later.
+_CALL_SECONDS = 0.001
 #: A paused member is paused for so long, again and again, until it is resumed.
 _PAUSE_SECONDS = 0.1
 
@@ -130,7 +132,7 @@ class VirtualLoop(Loop):
 
     # How callers tell the time and wait.
 
-    def clock(self) -> float:  # type: ignore[override]
+    def clock(self) -> float:
         return self.world.simulation.local_time(self.name)
 
     def waiter(self) -> VirtualWaiter:
@@ -200,7 +202,8 @@ class VirtualLoop(Loop):
             raise Unavailable(f"member {self.name!r} did not answer within {timeout:g} s: it is paused")
         self.check()
         result = function()
-        process.wake()
+        # A little later: a condition that asks again and again must not stop time.
+        simulation.want_turn(process, simulation.timeline.now + _CALL_SECONDS)
         return result
 
     def when(self, condition: Callable[[], Any], deadline: float) -> Any:

@@ -12,7 +12,9 @@ from coord.raft.settings import Settings
 from exhaustive.frozen import NAMES, FrozenDisk, FrozenLog
 
 #: How pre-votes are treated; see `Scope.pre_votes`.
-REAL, FREE = "real", "free"
+REAL, FREE, INSTANT = "real", "free", "instant"
+#: How slow the disks are; see `Scope.disk_answers`.
+SLOW = "slow"
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,12 @@ class Scope:
     rounds: int = 1
     reads: int = 0
     #: REAL: asked and answered like anything else. FREE: whoever asks may be told yes at any moment, whatever the others
-    #: think. That allows more than can happen, and costs less: a pre-vote changes nothing at the voter.
+    #: think. That allows more than can happen, and costs less: a pre-vote changes nothing at the voter. INSTANT: likewise,
+    #: and within the very turn it was asked for, so nobody stays a pre-candidate.
     pre_votes: str = FREE
+    #: SLOW: the disk answers whenever it likes, and a crash loses any of what was asked of it since, from the end.
+    #: INSTANT: it answers within the turn, or else the process ends there, and what this turn asked for is lost.
+    disk_answers: str = SLOW
     #: May a voter also refuse because it hears a leader? It is as if the request were lost, so this finds little.
     stickiness: bool = False
     #: One batch in each append, so that more can come between two.
@@ -53,10 +59,10 @@ class Scope:
     def describe(self) -> str:
         parts = [f"{self.terms} terms", f"{self.entries} entries", f"{self.crashes} crashes", f"{self.rounds} rounds"]
         parts.append(f"{self.reads} reads")
-        parts.append(f"pre-votes {self.pre_votes}")
+        parts.append(f"pre-votes {self.pre_votes}, disks {self.disk_answers}")
         parts += [name for name in ("stickiness", "small_appends", "joined") if getattr(self, name)]
         if not self.symmetric:
-            parts.append("disks " + " ".join(f"{disk.hard_state}{[b[1] for b in disk.log]}" for disk in self.disks))
+            parts.append("begins with " + " ".join(f"{disk.hard_state}{[b[1] for b in disk.log]}" for disk in self.disks))
         return ", ".join(parts)
 
 

@@ -54,10 +54,11 @@ from exhaustive.frozen import (
     thaw_log,
     thaw_message,
 )
-from exhaustive.scope import FREE, Scope
+from exhaustive.scope import FREE, INSTANT, REAL, Scope
 
-#: ("timeout",), ("pre-vote",), ("beat",), ("propose",), ("read", id), ("sync", count), ("crash", kept), or
-#: ("deliver", late, (sender, message), ...): more than one message when they arrive within one turn.
+#: ("timeout",), ("pre-vote",), ("beat",), ("propose",), ("read", id), ("sync", count), ("crash", kept),
+#: ("deliver", late, (sender, message), ...), with more than one message when they arrive within one turn, or
+#: ("cut short", input): the process ends with the turn, before the disk has done anything of what it was asked for.
 Input = tuple[Any, ...]
 
 
@@ -117,9 +118,16 @@ class Process:
         forget_times(core)
         before = freeze(core, self.disk)
         self._durable, self._sends, self._commands = [self.disk.hard_state], [], []
+        restarted = given[0] in ("crash", "cut short")
         try:
-            self._take_in(given)
+            self._take_in(given[1] if given[0] == "cut short" else given)
             self._work()
+            if given[0] == "cut short":
+                self._restart()
+            elif self._scope.disk_answers == INSTANT:
+                while self.core._in_flight:
+                    self.core.persisted(NOW, self._sync(len(self.core._in_flight)))
+                    self._work()
         except Violation:
             raise
         except AssertionError as error:
@@ -128,14 +136,14 @@ class Process:
         core = self.core
         forget_times(core)
         made = Turn(freeze(core, self.disk))
-        _check_step(before, made.local, restarted=given[0] == "crash")
+        _check_step(before, made.local, restarted=restarted)
         for send in self._sends:
             self._check_send(send, made)
         for command in self._commands:
             if isinstance(command, ReadOk):
                 made.reads += [(number, command.index) for number in command.ids]
         made.won = core.role == LEADER and (before.core.role, before.core.term) != (LEADER, core.term)
-        made.committed = core.commit > before.core.commit or (given[0] == "crash" and core.commit > 0)
+        made.committed = core.commit > before.core.commit or (restarted and core.commit > 0)
         made.log_changed = made.local.core.log != before.core.log
         return made
 
@@ -143,6 +151,8 @@ class Process:
         core, kind = self.core, given[0]
         if kind == "timeout":
             core.tick(NOW + LATE)
+            if core.role == PRE_CANDIDATE and self._scope.pre_votes == INSTANT:
+                self._take_in(("pre-vote",))
         elif kind == "beat":
             core.tick(NOW + core.settings.heartbeat)
         elif kind == "pre-vote":
@@ -157,15 +167,19 @@ class Process:
             core.persisted(NOW, self._sync(given[1]))
         elif kind == "crash":
             self._sync(given[1])
-            number = core.forwarded.number
-            if self._scope.reads:
-                number = (number // NUMBERS_OF_A_LIFE + 1) * NUMBERS_OF_A_LIFE
-            self.core = start(core.name, self.disk, core.settings, number)
+            self._restart()
         else:
             assert kind == "deliver", f"unknown: {given!r}"
             _, late, *messages = given
             for sender, message in messages:
                 core.step(NOW + late * LATE, sender, INCARNATIONS[sender], thaw_message(message))
+
+    def _restart(self) -> None:
+        core = self.core
+        number = core.forwarded.number
+        if self._scope.reads:
+            number = (number // NUMBERS_OF_A_LIFE + 1) * NUMBERS_OF_A_LIFE
+        self.core = start(core.name, self.disk, core.settings, number)
 
     def _sync(self, count: int) -> int:
         """The oldest `count` writes become durable; the last one's number."""
@@ -211,7 +225,7 @@ class Process:
     def _check_send(self, send: Send, made: Turn) -> None:
         """A message may say no more than this member's disk would remember, and nothing it is not."""
         message, core, disk = send.message, self.core, self.disk
-        free = self._scope.pre_votes == FREE and isinstance(message, VoteRequest | VoteResponse) and message.pre
+        free = self._scope.pre_votes != REAL and isinstance(message, VoteRequest | VoteResponse) and message.pre
         if free:
             return
         made.sends.add((send.to, freeze_message(message)))

@@ -48,6 +48,7 @@ class Clients:
         self._pace = pace
         self._padding = "." * value_bytes
         self._ending = threading.Event()
+        self._note_resyncs()
         self._threads = [self._thread(self._write, f"writer {number}") for number in range(writers)]
         self._threads += [self._thread(self._read, f"reader {number}") for number in range(readers)]
         self._threads.append(self._thread(self._look, "looker"))
@@ -188,26 +189,38 @@ class Clients:
 
     # -- Watching
 
+    def _note_resyncs(self) -> None:
+        """Record which changes watches are told of only because a snapshot replaced the state. What was between is
+        lost, and the revision of a delete is; users are not told which these are, and the judge has to know."""
+        watches = self._node._running_loop().replica.watches
+        publish = watches.publish
+
+        def note(changes: list[Any]) -> None:
+            for change in changes:
+                if change.resync:
+                    self._recorder.note(resync=change.key, revision=change.revision)
+            publish(changes)
+
+        vars(watches)["publish"] = note
+
     def _watch(self, name: str) -> None:
         """Every change there ever was, as far back as it is kept, until the member ends."""
-        since = 1
+        since, number = 1, 0
         while True:
             try:
                 watch = self._node.config.watch(PREFIX, from_revision=since, conflate=False)
-                break
+                number += 1
+                self._recorder.note(begin_watch=f"{name} {number}", since=since)
+                for event in watch:
+                    self._recorder.event(f"{name} {number}", event.kind, event.key, event.value, event.revision)
             except coord.Compacted as error:
+                # Too slow, or a snapshot has replaced what was to be told: from there on, then.
                 since = error.revision + 1
             except coord.Unavailable:
                 continue
             except coord.CoordError:
+                # The member has ended: what came before counts all the same.
                 return
-        self._recorder.note(begin_watch=name, since=since)
-        try:
-            for event in watch:
-                self._recorder.event(name, event.kind, event.key, event.value, event.revision)
-        except coord.CoordError:
-            # The member has ended, or this thread was too slow: what came before counts all the same.
-            return
 
     def _tell_roles(self) -> None:
         """Each change of role the member has noted, with the time at which it was."""

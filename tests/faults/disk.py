@@ -142,9 +142,9 @@ class SmallDisk:
     def __init__(self, directory: Path, size: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory
+        mount = f'mount -t tmpfs -o size={size} tmpfs "$0" && echo up && exec cat'
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o size={size} tmpfs "$0" && echo up && exec cat']
-            + [str(directory)],
+            ["unshare", "--mount", "sh", "-c", mount, str(directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -1,8 +1,8 @@
-"""What a history of clients may look like: the judge of the fault runs, and the shared checkers' opinion beside its own.
+"""What a history of clients may look like: the judge of the fault runs.
 
-The revision of a write is its place in the one order all members share. So the judge first builds the log of all changes
-from what watches told and writes returned, and then holds everything against it. Each `check_*` raises AssertionError at
-what may not be, and returns how much it looked at.
+The revision of a write is its place in the one order all members share. So the judge first builds the log of all
+changes from what watches told and writes returned, and then holds everything against it. Each `check_*` raises
+AssertionError at what may not be, and returns how much it looked at.
 What must not live here: processes, faults, waiting.
 """
 
@@ -62,7 +62,8 @@ def build_log(recorded: Recorded) -> Log:
 
     for watched in recorded.watches:
         for event in watched.events:
-            add(watched.name, event.revision, event.key, event.value)
+            if not event.resync:
+                add(watched.name, event.revision, event.key, event.value)
     for call in recorded.acknowledged():
         for key, value in call.writes.items():
             # Deleting what is not there changes nothing, so nobody is told.
@@ -79,18 +80,18 @@ def build_log(recorded: Recorded) -> Log:
 def check_writes(recorded: Recorded, log: Log) -> int:
     """What changed was written by somebody, all of it or nothing, once, and by nobody who was told otherwise."""
     writers: dict[Any, Call] = {}
-    for call in recorded.calls:
-        for value in call.writes.values():
+    for attempt in recorded.calls:
+        for value in attempt.writes.values():
             if value is not None:
                 assert value not in writers, f"each value is written once, and {value!r} was not"
-                writers[value] = call
+                writers[value] = attempt
     places: dict[Any, int] = {}
     for revision, changes in sorted(log.changes.items()):
         for key, value in changes.items():
             if value is None:
                 continue
-            call = writers.get(value)
-            assert call is not None, f"{key} was {value!r} at {revision}, which nobody wrote"
+            assert value in writers, f"{key} was {value!r} at {revision}, which nobody wrote"
+            call = writers[value]
             assert call.outcome not in (REFUSED, CONFLICT), (
                 f"{key} was {value!r} at {revision}; {call.client} was told {call.outcome}, so without effect"
             )
@@ -241,7 +242,7 @@ def check_watches(recorded: Recorded, log: Log) -> int:
 
 def _check_watch(watched: Watched, log: Log, known: list[int]) -> None:
     told: dict[int, set[str]] = defaultdict(set)
-    last = 0
+    last, replaced = 0, _replaced(watched)
     for event in watched.events:
         assert event.revision >= last, f"{watched.name} told {event.revision} after {last}"
         assert event.key not in told[event.revision], f"{watched.name} told {event.key} at {event.revision} twice"
@@ -250,7 +251,41 @@ def _check_watch(watched: Watched, log: Log, known: list[int]) -> None:
     # The end of the last revision told may have been cut off with the process.
     for revision in known[bisect_left(known, watched.since) : bisect_left(known, last)]:
         missing = log.changes[revision].keys() - told.get(revision, set())
+        if any(after < revision <= up_to for after, up_to in replaced):
+            continue
         assert not missing, f"{watched.name} went from before {revision} to {last} and never told of {missing}"
+
+
+def _replaced(watched: Watched) -> list[tuple[int, int]]:
+    """The revisions a snapshot stood for: above the first, up to the second."""
+    found: list[tuple[int, int]] = []
+    last, resyncing = watched.since - 1, False
+    for event in watched.events:
+        if event.resync and resyncing:
+            found[-1] = (found[-1][0], event.revision)
+        elif event.resync:
+            found.append((last, event.revision))
+        resyncing, last = event.resync, event.revision
+    return found
+
+
+def find_silent_gaps(recorded: Recorded) -> list[str]:
+    """Watches that wanted every change, missed some to a snapshot, and went on without being told: what no watch that
+    does not conflate may do."""
+    log = build_log(recorded)
+    silent = []
+    for watched in recorded.watches:
+        told = {(event.key, event.revision) for event in watched.events}
+        missed = [
+            (key, revision)
+            for after, up_to in _replaced(watched)
+            for revision in range(after + 1, up_to + 1)
+            for key in log.changes.get(revision, {})
+            if (key, revision) not in told
+        ]
+        if missed:
+            silent.append(f"{watched.name} was never told of {len(missed)} changes, nor that it was not")
+    return silent
 
 
 def check_leaders(recorded: Recorded) -> int:

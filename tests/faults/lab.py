@@ -1,7 +1,7 @@
 """One group under one fault: members, their network and disks, their clients, and what is measured.
 
-What must not live here: which faults there are (`faults.scenarios` and the files it names), what a history may look like
-(`faults.judge`).
+What must not live here: which faults there are (`faults.scenarios` and the files it names), what a history may look
+like (`faults.judge`).
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Lab(Group):
                     return name
             return ""
 
-        return self.until(found, f"a leader among {names}")
+        name: str = self.until(found, f"a leader among {names}")
+        return name
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         deadline = time.monotonic() + PATIENCE

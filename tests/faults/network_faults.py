@@ -6,13 +6,14 @@ What must not live here: how a network is cut (`faults.network`).
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from coord.clock import clock
 from faults.lab import DEFAULTS, QUICK, SMALL, Lab
 from faults.network import Namespaces, Proxies
 from faults.scenarios import scenario
 
-FIVE = {"members": "abcde", "pace": 0.02, "writers": 1, "readers": 1}
+FIVE: Any = {"members": "abcde", "pace": 0.02, "writers": 1, "readers": 1}
 #: Several of the longest election timeouts of QUICK.
 WHILE = 2.0
 
@@ -57,7 +58,7 @@ def isolate_all(lab: Lab) -> None:
         lab.hold(WHILE)
 
 
-@scenario("halves, the leader among the fewer", network="cut", quick=True, **FIVE)  # type: ignore[arg-type]
+@scenario("halves, the leader among the fewer", network="cut", quick=True, **FIVE)
 def halves(lab: Lab) -> None:
     leader = lab.leads()
     fewer = leader + lab.others(leader)[0]
@@ -67,7 +68,7 @@ def halves(lab: Lab) -> None:
         lab.hold(WHILE)
 
 
-@scenario("halves, the leader among the more", network="cut", **FIVE)  # type: ignore[arg-type]
+@scenario("halves, the leader among the more", network="cut", **FIVE)
 def halves_with_the_leader(lab: Lab) -> None:
     leader = lab.leads()
     fewer = lab.others(leader)[:2]
@@ -114,7 +115,7 @@ def deaf_follower(lab: Lab) -> None:
         lab.hold(WHILE)
 
 
-@scenario("quorum loss: all reach only one, not the leader", network="cut", quick=True, **FIVE)  # type: ignore[arg-type]
+@scenario("quorum loss: all reach only one, not the leader", network="cut", quick=True, **FIVE)
 def quorum_loss(lab: Lab) -> None:
     hub = lab.others(lab.leads())[0]
     with lab.fault():
@@ -128,7 +129,7 @@ def quorum_loss(lab: Lab) -> None:
 @scenario("chain A-B-C, the leader at its end", network="cut", quick=True)
 def chain(lab: Lab) -> None:
     leader = lab.leads()
-    middle, end = lab.others(leader)
+    middle, end = list(lab.others(leader))
     with lab.fault():
         lab.network.keep(leader + middle, middle + end)
         lab.progress(leader + middle)
@@ -139,7 +140,7 @@ def chain(lab: Lab) -> None:
 def chain_by_default(lab: Lab) -> None:
     leader = lab.leads()
     term = lab[leader].call("status")["term"]
-    middle, end = lab.others(leader)
+    middle, end = list(lab.others(leader))
     with lab.fault():
         lab.network.keep(leader + middle, middle + end)
         lab.progress(leader + middle)
@@ -147,7 +148,7 @@ def chain_by_default(lab: Lab) -> None:
         assert lab[leader].call("status")["term"] == term, "the end of the chain that is cut off deposed the leader"
 
 
-@scenario("constrained election: all reach only one, whose log is old", network="cut", **FIVE)  # type: ignore[arg-type]
+@scenario("constrained election: all reach only one, whose log is old", network="cut", **FIVE)
 def constrained_election(lab: Lab) -> None:
     leader = lab.leads()
     hub = lab.others(leader)[0]
@@ -190,7 +191,7 @@ def _flap(lab: Lab, half: float, seconds: float) -> None:
     assert grown <= most, f"{grown} terms in {seconds} s: more than one for each election timeout"
 
 
-@scenario("ring of majorities: each reaches only two others", network="cut", **FIVE)  # type: ignore[arg-type]
+@scenario("ring of majorities: each reaches only two others", network="cut", **FIVE)
 def ring(lab: Lab) -> None:
     leader = lab.leads()
     order = leader + lab.others(leader)
@@ -201,17 +202,17 @@ def ring(lab: Lab) -> None:
         lab.hold(WHILE)
 
 
-@scenario("bridge: two sides that meet in one member", network="cut", **FIVE)  # type: ignore[arg-type]
+@scenario("bridge: two sides that meet in one member", network="cut", **FIVE)
 def bridge(lab: Lab) -> None:
     leader = lab.leads()
-    near, middle, far, farther = lab.others(leader)
+    near, middle, far, farther = list(lab.others(leader))
     with lab.fault():
         lab.network.split(leader + near + middle, middle + far + farther)
         lab.progress(leader + near + middle)
         lab.hold(WHILE)
 
 
-@scenario("members cut off and let back in random order", network="cut", **FIVE)  # type: ignore[arg-type]
+@scenario("members cut off and let back in random order", network="cut", **FIVE)
 def swizzle(lab: Lab) -> None:
     rng = random.Random(5)
     with lab.fault():

@@ -99,6 +99,8 @@ class Event:
     value: Any
     revision: int
     at: float
+    #: Not seen happening, but found in a snapshot; then the revision of a delete is not its own.
+    resync: bool = False
 
 
 @dataclass(slots=True)
@@ -147,6 +149,7 @@ def read_records(paths: Iterable[Path]) -> Recorded:
 def _read_process(data: bytes, recorded: Recorded) -> None:
     calls: dict[int, Call] = {}
     watches: dict[str, Watched] = {}
+    resyncs: set[tuple[str, int]] = set()
     process = ""
     # What follows the last end of line was being written when the process was killed.
     for text in data.split(b"\n")[:-1]:
@@ -164,7 +167,11 @@ def _read_process(data: bytes, recorded: Recorded) -> None:
         elif "begin_watch" in line:
             watches[line["begin_watch"]] = Watched(f"{process} {line['begin_watch']}", line["since"])
         elif "watch" in line:
-            watches[line["watch"]].events.append(Event(line["key"], line["value"], line["revision"], line["at"]))
+            key, revision = line["key"], line["revision"]
+            event = Event(key, line["value"], revision, line["at"], (key, revision) in resyncs)
+            watches[line["watch"]].events.append(event)
+        elif "resync" in line:
+            resyncs.add((line["resync"], line["revision"]))
         elif "role" in line:
             recorded.roles.append(Role(process.split("/")[0], line["at"], line["role"], line["term"]))
         else:

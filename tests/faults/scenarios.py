@@ -49,6 +49,8 @@ class Row:
     measured: Measured
     checked: dict[str, int]
     notes: list[str]
+    #: What must not be, found only after everything else was in order.
+    problems: list[str]
 
     def cells(self) -> list[str]:
         measured, outcomes = self.measured, self.measured.outcomes
@@ -63,7 +65,7 @@ class Row:
             f"{outcomes.get(OK, 0)} / {outcomes.get(UNKNOWN, 0)} / {failed}",
             str(sum(self.checked.values())),
             f"{self.seconds:.1f}",
-            "; ".join(self.notes),
+            "; ".join([*self.notes, *(f"FAILED: {problem}" for problem in self.problems)]),
         ]
 
 
@@ -139,7 +141,8 @@ def run(one: Scenario, directory: Path) -> Row:
     # Nothing of this can fail to be found for want of anything to look at.
     assert checked["reads"] and checked["local reads"] and checked["watched"] and checked["writes"], checked
     measured = measure(recorded, lab.fault_began, lab.fault_ended or clock())
-    return Row(one, network, time.monotonic() - began, measured, checked, lab.notes)
+    problems = judge.find_silent_gaps(recorded)
+    return Row(one, network, time.monotonic() - began, measured, checked, lab.notes, problems)
 
 
 def table(rows: Iterable[list[str]]) -> str:

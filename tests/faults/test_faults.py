@@ -24,15 +24,16 @@ ALL = os.environ.get("COORD_FAULTS") == "all"
 def test_fault(one: Scenario, tmp_path: Path) -> None:
     if not network_for(one.network):
         pytest.skip("network namespaces are not permitted here")
-    cells = run(one, tmp_path).cells()
-    print(", ".join(f"{name}: {cell}" for name, cell in zip(HEAD, cells, strict=True)))
+    row = run(one, tmp_path)
+    print(", ".join(f"{name}: {cell}" for name, cell in zip(HEAD, row.cells(), strict=True)))
+    assert not row.problems
 
 
 def test_a_member_that_lies_is_found_out(tmp_path: Path) -> None:
     """Members that answer linearizable reads from their own copies: so the judge and the clients do bite."""
     with Lab(tmp_path, network_for("cut"), **QUICK) as lab:
         for member in lab.members.values():
-            member.settings["lies"] = True
+            member.settings.update(lies=True)
         lab.begin(*lab.names)
         lab.progress(lab.names)
         leader = lab.leads()
@@ -44,7 +45,7 @@ def test_a_member_that_lies_is_found_out(tmp_path: Path) -> None:
     # What it does not lie about is as it should be.
     assert judge.check_end(recorded, everything)
     assert judge.check_local_reads(recorded, judge.build_log(recorded))
-    with pytest.raises(AssertionError, match="after .* was acknowledged"):
+    with pytest.raises(AssertionError, match=r"after .* was acknowledged"):
         judge.check_all(recorded)
 
 

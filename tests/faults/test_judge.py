@@ -79,7 +79,10 @@ def change(position: int, **values: Any) -> Callable[[Recorded], None]:
 
 
 def forget(watch: int, event: int) -> Callable[[Recorded], None]:
-    return lambda recorded: recorded.watches[watch].events.pop(event) and None
+    def do(recorded: Recorded) -> None:
+        recorded.watches[watch].events.pop(event)
+
+    return do
 
 
 def swap_events(recorded: Recorded) -> None:
@@ -95,6 +98,12 @@ def tell_another_value(recorded: Recorded) -> None:
     recorded.watches[0].events[2] = Event("y", "else", 8, 5.0)
 
 
+def never_deleted(recorded: Recorded) -> None:
+    for watched in recorded.watches:
+        watched.events.pop()
+    recorded.calls.pop(3)
+
+
 def both_lead(recorded: Recorded) -> None:
     recorded.roles.append(Role("c", 6.0, "leader", 2))
 
@@ -105,12 +114,12 @@ def both_lead(recorded: Recorded) -> None:
         (change(3, revision=6), "after 7 was acknowledged"),
         (change(0, revision=6), "acknowledged at 6 and happened at 5"),
         (change(0, outcome=REFUSED), "told refused, so without effect"),
-        (change(0, value="won"), "which nobody wrote"),
+        (change(2, puts={"y": "else"}), "which nobody wrote"),
         (change(1, expected=4), "as x was at 4; it was at 5"),
         (change(2, puts={"y": "three", "z": "four"}), "half of"),
         (change(4, value="two"), "written once"),
         (change(5, revision=5, value="one"), "that is where it was"),
-        (change(5, revision=0, value=None), "nobody had deleted it"),
+        (never_deleted, "nobody had deleted it"),
         (change(6, revision=5, value="one"), "found x at 5 after 7"),
         (change(6, revision=6, value="one"), "which never was"),
         (change(6, invoked=0.1, returned=0.2), "before it was written"),
@@ -142,6 +151,18 @@ def test_what_may_not_be(good: Recorded, spoil: Callable[[Recorded], None], why:
 def test_how_it_may_not_end(good: Recorded, ends: list[dict[str, list[Any]]], why: str) -> None:
     with pytest.raises(AssertionError, match=why):
         judge.check_end(good, ends)
+
+
+def test_a_gap_that_a_snapshot_made(good: Recorded) -> None:
+    """It is told apart from a gap that nothing explains, and a delete found so is not taken at its revision."""
+    events = good.watches[0].events
+    events[1:] = [Event("y", "three", 8, 5.0, True), Event("x", None, 10, 7.0, True)]
+    assert judge.check_all(good)["changes"] == 4
+    assert judge.find_silent_gaps(good) == ["a/1 watch was never told of 2 changes, nor that it was not"]
+    events[0] = Event("y", "three", 8, 5.0)
+    del events[1]
+    with pytest.raises(AssertionError, match="never told of"):
+        judge.check_all(good)
 
 
 def test_an_acknowledged_write_that_is_gone(good: Recorded) -> None:

@@ -41,7 +41,7 @@ class MemberProcess:
         self.name = name
         self.data_dir = directory / name
         self.log = directory / f"{name}.log"
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "name": name,
             "bind": peers[name],
             "peers": peers,

@@ -343,6 +343,8 @@ class WatchedChanges:
         self._revision = 0
         #: In `truth.changes`: the first that it has not told.
         self._next = 0
+        #: Up to here it need not tell every change: what was there when it began, or a snapshot's difference.
+        self._skip_to = 0
 
     def look(self, process: Process, rng: Any) -> None:
         if self.process is not process:
@@ -356,14 +358,7 @@ class WatchedChanges:
         if machine.store.revision < self._revision and not resume:
             # A member that lags; who begins anew there begins in the past, and may.
             self._world.truth.note("watch begun in the past")
-        watch = Watch(
-            "k",
-            conflate=self._conflate,
-            timeout=None,
-            decode=lambda change: change,
-            notify=None,
-            on_close=process.replica.watches.discard,
-        )
+        watch = self._new(process)
         if resume:
             try:
                 _begin_watch(process.replica, watch, self._revision + 1, False)
@@ -373,18 +368,30 @@ class WatchedChanges:
             else:
                 self._world.truth.note("watch resumed")
         if not resume:
+            watch = self._new(process)
             self._map, self._revision, self._next = {}, 0, 0
             _begin_watch(process.replica, watch, None, True)
             # What was there is told as puts at the revisions that made them; deletes before that are not.
             self._skip_to = machine.store.revision
         self.process, self._watch = process, watch
 
-    _skip_to = 0
+    def _new(self, process: Process) -> Watch:
+        return Watch(
+            "k",
+            conflate=self._conflate,
+            timeout=None,
+            decode=lambda change: change,
+            notify=None,
+            on_close=process.replica.watches.discard,
+        )
 
     def _told(self, change: Change) -> None:
         truth = self._world.truth
         if change.revision < self._revision:
             truth.fail(f"W1: a watch goes back from {self._revision} to {change}")
+        assert self.process is not None
+        # A snapshot is told as the difference it makes, which may be none.
+        self._skip_to = max(self._skip_to, self._world.installed.get(self.process.name, 0))
         if change.resync:
             truth.note("watch across a snapshot")
         if change.resync or change.revision <= self._skip_to or self._conflate:
@@ -397,9 +404,6 @@ class WatchedChanges:
             self._map[change.key] = change.record.value, change.record.revision
         else:
             self._map.pop(change.key, None)
-        if change.resync:
-            assert self.process is not None
-            self._skip_to = max(self._skip_to, self._world.installed.get(self.process.name, 0))
 
     def _is_next(self, change: Change) -> None:
         """Every revision once, in order, none left out."""

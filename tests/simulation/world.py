@@ -258,7 +258,7 @@ class World(Simulation):
             self._check_recovery(name, harm)
         elif harm:
             self._out(name, f"refuses to start on a harmed disk: {error}")
-        elif isinstance(error, StorageError) and name in self.failing:
+        elif isinstance(error, StorageError) and (name in self.failing or self.disks[name].capacity is not None):
             self.truth.note("could not start on a failing disk")
             self.timeline.after(self._starting.uniform(0.1, 1), self.revive, name)
         else:

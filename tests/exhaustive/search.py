@@ -1,0 +1,495 @@
+"""Breadth first through every state a small group of real cores can reach, each state once.
+
+**A state** is the three members (`frozen.Local`: core and disk), all that was ever said, and a little history
+(`rules.History`). Everything in it is interned, so a state is five small numbers; that is why a search in plain Python
+can visit tens of thousands a second although every step is made by the real core: what a member makes of an input is
+worked out once (`turn`) and then looked up.
+
+**The network** is the set of all messages ever sent. Each may arrive at any moment, in any order, again and again, or
+never: so loss, reordering and any number of repetitions need no steps of their own, and nothing said is ever forgotten.
+
+**Fewer states, the same findings:**
+
+- *Answers that cost nothing.* When a member would answer a message without changing itself in the least, the answer is
+  added to the network at once. Whatever could be done without it can be done with it.
+- *Names.* States that differ only in who is called what are one (`frozen.rename`), as the core does not care about
+  names; a test holds that.
+- *Turns are atomic* (`turn`), and a member that crashes is back at once: while it is away, messages are simply late.
+
+Breadth first, so the first violation found has the shortest story, up to those free answers.
+
+What must not live here: the rules, or what a turn is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import NamedTuple
+
+from coord.raft.messages import Append, Heartbeat
+from exhaustive.frozen import NAMES, FrozenMessage, Local, freeze, rename, start, swap_names
+from exhaustive.rules import History, judge
+from exhaustive.scope import Scope
+from exhaustive.turn import Input, Process, Turn, Violation, deliveries, inputs, require
+
+PLACES = range(len(NAMES))
+ORDERS = list(permutations(PLACES))
+_PLACE = {name: place for place, name in enumerate(NAMES)}
+#: A state is one number: three members, the network and the history, so many bits each.
+_BITS = 24
+_MASK = (1 << _BITS) - 1
+#: (where, what): one step of a story.
+Step = tuple[int, Input]
+
+
+class Effect(NamedTuple):
+    """What one input does to one member."""
+
+    given: Input
+    local: int
+    #: The messages sent, as bits.
+    sends: int
+    #: If it says anything that others could contradict.
+    turn: Turn | None
+
+
+@dataclass
+class Member:
+    """What is known so far of what can happen to a member."""
+
+    local: Local
+    place: int
+    #: By the number of reads asked before.
+    moves: dict[int, list[Effect]] = field(default_factory=dict)
+    crashes: list[Effect] | None = None
+    #: Messages tried; of these, those that change it, and those it only answers.
+    tried: int = 0
+    moved_by: int = 0
+    answers: int = 0
+    effects: dict[int, list[Effect]] = field(default_factory=dict)
+    #: The same member under other names, by the number of the order; -1: not yet known.
+    images: list[int] = field(default_factory=lambda: [-1] * len(ORDERS))
+
+
+class FoundViolation(Exception):
+    """Raised where it is found, with the steps that lead there from the state being looked at."""
+
+    def __init__(self, steps: list[Step], violation: Violation) -> None:
+        super().__init__(str(violation))
+        self.steps = steps
+        self.violation = violation
+
+
+@dataclass
+class Outcome:
+    """What a search found."""
+
+    scope: Scope
+    states: int = 0
+    transitions: int = 0
+    #: Steps to the farthest state.
+    depth: int = 0
+    #: States known and not looked at, when it ended early.
+    frontier: int = 0
+    seconds: float = 0.0
+    #: Distinct members, turns worked out by the real core, messages, and networks.
+    members: int = 0
+    turns: int = 0
+    messages: int = 0
+    networks: int = 0
+    #: The steps to a violation, from the beginning, in the names of that story; and what is wrong.
+    story: list[Step] = field(default_factory=list)
+    violation: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return not self.violation and not self.frontier
+
+    def describe(self) -> str:
+        end = "COMPLETE" if self.complete else f"{self.frontier} states not looked at"
+        if self.violation:
+            end = f"VIOLATION after {len(self.story)} steps: {self.violation}"
+        return (
+            f"{self.states} states, {self.transitions} transitions, depth {self.depth}, {self.seconds:.1f} s "
+            f"({self.states / max(self.seconds, 1e-9):.0f} states/s, {self.transitions / max(self.seconds, 1e-9):.0f} "
+            f"transitions/s); {self.turns} turns of the real core, {self.members} distinct members, "
+            f"{self.messages} messages, {self.networks} networks: {end}"
+        )
+
+
+class Search:
+    """One search. Tables are numbered in the order of discovery, which is the same in every run."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.turns = 0
+        self._members: list[Member] = []
+        self._member_of: dict[Local, int] = {}
+        #: (sender, to, message), by bit.
+        self._messages: list[tuple[str, str, FrozenMessage]] = []
+        self._message_of: dict[tuple[str, str, FrozenMessage], int] = {}
+        self._message_images: list[list[int]] = []
+        self._inbox = [0 for _ in PLACES]
+        #: Words of a leader: by (sender's place, term).
+        self._words: dict[tuple[int, int], int] = {}
+        self._networks: list[int] = []
+        self._network_of: dict[int, int] = {}
+        self._network_images: list[dict[int, int]] = [{} for _ in ORDERS]
+        self._histories: list[History] = []
+        self._history_of: dict[History, int] = {}
+        #: Of three members: the orders that bring them into canonical order, and that.
+        self._canonical: dict[tuple[int, ...], tuple[list[int], tuple[int, ...]]] = {}
+        self._names = [swap_names(order) for order in ORDERS]
+        self._inverse = [ORDERS.index(tuple(order.index(place) for place in PLACES)) for order in ORDERS]
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # The search.
+
+    def run(
+        self,
+        *,
+        max_states: int = 1 << 62,
+        max_seconds: float = float("inf"),
+        progress: Callable[[Outcome], None] | None = None,
+    ) -> Outcome:
+        """Until everything was visited, something is wrong, or a limit is reached."""
+        outcome, began = Outcome(self.scope), time.perf_counter()
+        first = self._first()
+        #: Each state, and the one it was first reached from.
+        seen = {first: first}
+        level, done = [first], 0
+        while level and not outcome.violation:
+            following: list[int] = []
+            for position, state in enumerate(level):
+                done += 1
+                if len(seen) >= max_states or (done & 255 == 0 and time.perf_counter() - began > max_seconds):
+                    outcome.frontier = len(level) - position + len(following)
+                    break
+                try:
+                    for successor in self._successors(state):
+                        outcome.transitions += 1
+                        if successor not in seen:
+                            seen[successor] = state
+                            following.append(successor)
+                except FoundViolation as found:
+                    outcome.violation = str(found.violation)
+                    outcome.story = self._retrace(seen, state, found.steps)
+                    break
+            self._count(outcome, len(seen), began)
+            if outcome.frontier or outcome.violation:
+                break
+            level = following
+            if level:
+                outcome.depth += 1
+            if progress is not None:
+                outcome.frontier = len(level)
+                progress(outcome)
+                outcome.frontier = 0
+        return outcome
+
+    def _count(self, outcome: Outcome, states: int, began: float) -> None:
+        outcome.states, outcome.seconds = states, time.perf_counter() - began
+        outcome.members = sum(bool(member.tried or member.moves) for member in self._members)
+        outcome.turns, outcome.messages, outcome.networks = self.turns, len(self._messages), len(self._networks)
+
+    def _first(self) -> int:
+        group = []
+        for name, disk in zip(NAMES, self.scope.disks, strict=True):
+            group.append(self._member(freeze(start(name, disk, self.scope.settings()), disk)))
+        return self._canonical_state(group, 0, self._history(History()))[0]
+
+    def _retrace(self, seen: dict[int, int], state: int, last: list[Step]) -> list[Step]:
+        """The steps from the beginning to `state`, then `last`, all in the first state's names."""
+        line = [state]
+        while seen[line[-1]] != line[-1]:
+            line.append(seen[line[-1]])
+        line.reverse()
+        # How this group's names would be called in the first state.
+        names = {name: name for name in NAMES}
+        story: list[Step] = []
+        for before, after in zip(line, line[1:], strict=False):
+            step, order = self._step_to(before, after)
+            story.append(_renamed(step, names))
+            back = self._names[self._inverse[order]]
+            names = {name: names[back[name]] for name in NAMES}
+        return story + [_renamed(step, names) for step in last]
+
+    def _step_to(self, state: int, target: int) -> tuple[Step, int]:
+        for place, effect in self._enabled(state):
+            successor, order = self._apply(state, place, effect)
+            if successor == target:
+                return (place, effect.given), order
+        raise AssertionError("no step leads there, though one did")
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Steps.
+
+    def _successors(self, state: int) -> Iterator[int]:
+        for place, effect in self._enabled(state):
+            yield self._apply(state, place, effect)[0]
+
+    def _enabled(self, state: int) -> Iterator[tuple[int, Effect]]:
+        *group, network, history_number = _unpack(state)
+        sent, history = self._networks[network], self._histories[history_number]
+        asked = len(history.asked)
+        for place in PLACES:
+            number = group[place]
+            member = self._members[number]
+            moves = member.moves.get(asked)
+            if moves is None:
+                moves = member.moves[asked] = self._try_moves(number, asked)
+            for effect in moves:
+                yield place, effect
+            if history.crashes < self.scope.crashes:
+                if member.crashes is None:
+                    member.crashes = self._try_crashes(number)
+                for effect in member.crashes:
+                    yield place, effect
+            pending = sent & self._inbox[place]
+            if pending & ~member.tried:
+                self._try_messages(number, pending & ~member.tried)
+            pending &= member.moved_by
+            while pending:
+                bit = pending & -pending
+                pending ^= bit
+                for effect in member.effects[bit]:
+                    yield place, effect
+            if self.scope.joined:
+                for effect in self._try_pairs(number, sent & self._inbox[place]):
+                    yield place, effect
+
+    def _apply(self, state: int, place: int, effect: Effect) -> tuple[int, int]:
+        """The state that follows, in canonical order, and which order that was."""
+        *group, network, history = _unpack(state)
+        group[place] = effect.local
+        sent = self._networks[network]
+        kind = effect.given[0]
+        if kind == "crash" or kind == "read" or effect.turn is not None:
+            history = self._judge(place, effect, group, sent, history)
+        if effect.sends & ~sent:
+            sent |= effect.sends
+        sent = self._answered(group, sent, history, (place, effect.given))
+        return self._canonical_state(group, sent, history)
+
+    def _judge(self, place: int, effect: Effect, group: list[int], sent: int, number: int) -> int:
+        history = self._histories[number]
+        if effect.given[0] == "crash":
+            history = history._replace(crashes=history.crashes + 1)
+        elif effect.given[0] == "read":
+            history = history._replace(asked=(*history.asked, len(history.committed)))
+        turn = effect.turn
+        if turn is not None:
+            try:
+                if turn.won:
+                    self._nobody_else_led(place, turn.local.core.term, sent)
+                history = judge(turn, [self._members[member].local for member in group], history)
+            except Violation as violation:
+                raise FoundViolation([(place, effect.given)], violation) from violation
+        return self._history(history)
+
+    def _nobody_else_led(self, place: int, term: int, sent: int) -> None:
+        for other in PLACES:
+            said = sent & self._words.get((other, term), 0)
+            require(other == place or not said, f"{NAMES[other]} led term {term}, now {NAMES[place]} does")
+
+    def _answered(self, group: list[int], sent: int, history: int, step: Step) -> int:
+        """All that was sent, and every answer to it that changes nobody."""
+        again = True
+        while again:
+            again = False
+            for place in PLACES:
+                member = self._members[group[place]]
+                pending = sent & self._inbox[place]
+                try:
+                    if pending & ~member.tried:
+                        self._try_messages(group[place], pending & ~member.tried)
+                    pending &= member.answers
+                    while pending:
+                        bit = pending & -pending
+                        pending ^= bit
+                        for effect in member.effects[~bit]:
+                            if effect.sends & ~sent:
+                                sent |= effect.sends
+                                again = True
+                                self._judge(place, effect, group, sent, history)
+                except FoundViolation as found:
+                    raise FoundViolation([step, *found.steps], found.violation) from found
+        return sent
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # What the real core makes of an input, each once.
+
+    def _turn(self, number: int, given: Input) -> Effect:
+        member = self._members[number]
+        self.turns += 1
+        try:
+            turn = Process.thawed(member.local, self.scope).turn(given)
+        except Violation as violation:
+            raise FoundViolation([(member.place, given)], violation) from violation
+        sends = 0
+        for to, message in sorted(turn.sends, key=repr):
+            sends |= 1 << self._message(member.local.name, to, message)
+        return Effect(given, self._member(turn.local), sends, turn if turn.claims else None)
+
+    def _try_moves(self, number: int, asked: int) -> list[Effect]:
+        found = [self._turn(number, given) for given in inputs(self._members[number].local, self.scope, asked)]
+        return [effect for effect in found if effect.local != number or effect.sends or effect.given[0] == "read"]
+
+    def _try_crashes(self, number: int) -> list[Effect]:
+        waiting = len(self._members[number].local.core.in_flight)
+        return [self._turn(number, ("crash", kept)) for kept in range(waiting + 1)]
+
+    def _cut_short(self, number: int, effects: list[Effect]) -> list[Effect]:
+        """The same inputs, but the process ends before the disk has answered; where it was asked for nothing, or only
+        what a crash afterwards would leave too, there is a crash of its own for that."""
+        if self.scope.disk_answers != INSTANT or not self.scope.crashes:
+            return []
+        return [self._turn(number, ("cut short", effect.given)) for effect in effects if effect.given[0] != "crash"]
+
+    def _try_messages(self, number: int, bits: int) -> None:
+        member = self._members[number]
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            sender, _, message = self._messages[bit.bit_length() - 1]
+            moves, answers = [], []
+            for given in deliveries(member.local, self.scope, sender, message):
+                effect = self._turn(number, given)
+                if effect.local != number:
+                    moves.append(effect)
+                elif effect.sends or effect.turn is not None:
+                    answers.append(effect)
+            if moves:
+                member.moved_by |= bit
+                member.effects[bit] = moves
+            if answers:
+                member.answers |= bit
+                member.effects[~bit] = answers
+            member.tried |= bit
+
+    def _try_pairs(self, number: int, pending: int) -> Iterator[Effect]:
+        """Two messages within one turn, where the first is not as good as lost."""
+        member = self._members[number]
+        bits = [1 << place for place in range(pending.bit_length()) if pending >> place & 1]
+        for one in bits:
+            if not one & (member.moved_by | member.answers):
+                continue
+            for other in bits:
+                pair = (one << len(self._messages) + 64) | other
+                if one != other:
+                    yield from self._pair(number, one, other, pair)
+
+    def _pair(self, number: int, one: int, other: int, key: int) -> list[Effect]:
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Numbers.
+
+    def _member(self, local: Local) -> int:
+        number = self._member_of.get(local)
+        if number is None:
+            number = self._member_of[local] = len(self._members)
+            self._members.append(Member(local, _PLACE[local.name]))
+        return number
+
+    def _message(self, sender: str, to: str, message: FrozenMessage) -> int:
+        key = (sender, to, message)
+        number = self._message_of.get(key)
+        if number is None:
+            number = self._message_of[key] = len(self._messages)
+            self._messages.append(key)
+            self._message_images.append([-1] * len(ORDERS))
+            self._inbox[_PLACE[to]] |= 1 << number
+            if message[0] in (Append, Heartbeat):
+                words = (_PLACE[sender], message[1])
+                self._words[words] = self._words.get(words, 0) | 1 << number
+        return number
+
+    def _network(self, sent: int) -> int:
+        number = self._network_of.get(sent)
+        if number is None:
+            number = self._network_of[sent] = len(self._networks)
+            self._networks.append(sent)
+        return number
+
+    def _history(self, history: History) -> int:
+        number = self._history_of.get(history)
+        if number is None:
+            number = self._history_of[history] = len(self._histories)
+            self._histories.append(history)
+        return number
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Names.
+
+    def _canonical_state(self, group: list[int], sent: int, history: int) -> tuple[int, int]:
+        network = self._network(sent)
+        key = tuple(group)
+        if not self.scope.symmetric:
+            return _pack(key, network, history), 0
+        found = self._canonical.get(key)
+        if found is None:
+            found = self._canonical[key] = self._best_orders(key)
+        orders, members = found
+        best, chosen = -1, 0
+        for order in orders:
+            image = self._network_images[order].get(network)
+            if image is None:
+                image = self._network_images[order][network] = self._image_of_network(sent, order)
+            if best < 0 or image < best:
+                best, chosen = image, order
+        return _pack(members, best, history), chosen
+
+    def _best_orders(self, group: tuple[int, ...]) -> tuple[list[int], tuple[int, ...]]:
+        images = []
+        for order, places in enumerate(ORDERS):
+            moved = [0 for _ in PLACES]
+            for place in PLACES:
+                moved[places[place]] = self._image_of_member(group[place], order)
+            images.append(tuple(moved))
+        best = min(images)
+        return [order for order, image in enumerate(images) if image == best], best
+
+    def _image_of_member(self, number: int, order: int) -> int:
+        image = self._members[number].images[order]
+        if image < 0:
+            image = self._member(rename(self._members[number].local, self._names[order]))
+            self._members[number].images[order] = image
+        return image
+
+    def _image_of_network(self, sent: int, order: int) -> int:
+        moved = 0
+        while sent:
+            bit = sent & -sent
+            sent ^= bit
+            number = bit.bit_length() - 1
+            image = self._message_images[number][order]
+            if image < 0:
+                sender, to, message = self._messages[number]
+                names = self._names[order]
+                image = self._message(names[sender], names[to], message)
+                self._message_images[number][order] = image
+            moved |= 1 << image
+        return self._network(moved)
+
+
+def _pack(group: tuple[int, ...], network: int, history: int) -> int:
+    return (((group[0] << _BITS | group[1]) << _BITS | group[2]) << _BITS | network) << _BITS | history
+
+
+def _unpack(state: int) -> tuple[int, int, int, int, int]:
+    return (
+        state >> 4 * _BITS,
+        state >> 3 * _BITS & _MASK,
+        state >> 2 * _BITS & _MASK,
+        state >> _BITS & _MASK,
+        state & _MASK,
+    )
+
+
+def _renamed(step: Step, names: dict[str, str]) -> Step:
+    place, given = step
+    return _PLACE[names[NAMES[place]]], rename(given, names)

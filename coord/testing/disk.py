@@ -19,7 +19,7 @@ from coord.storage.directory import DataDirectory
 from coord.storage.disk import DiskStorage
 from coord.storage.memory import SECTOR_BYTES, MemoryDisk, NameChange
 from coord.storage.records import RECORD_HEADER_BYTES
-from coord.storage.replay import SEGMENT_PREFIX
+from coord.storage.replay import SEGMENT_PREFIX, is_segment_name
 from coord.storage.snapshots import PREFIX as SNAPSHOT_PREFIX
 
 #: Where a member keeps its data.
@@ -140,7 +140,7 @@ class SimDisk(MemoryDisk):
                 names.update(name for name, file in change.entries.items() if file is not None)
             elif len(getattr(change, "data", b"")) != RECORD_HEADER_BYTES:
                 names.add(files.get(id(change.file), ""))
-        return not any(name.startswith(SEGMENT_PREFIX) and not name.endswith(".tmp") for name in names)
+        return not any(is_segment_name(name) for name in names)
 
     def settle(self, seq: int) -> None:
         """The storage calls everything up to `seq` durable; so it is, if the disk agrees."""

@@ -25,8 +25,8 @@ from coord.testing.simulation import Hardware, Simulation
 
 #: Who waits without a deadline, for what nobody does within so long, has made a mistake.
 _FOREVER_SECONDS = 600.0
-#: After a call a member takes a turn so much later.
-_CALL_SECONDS = 0.001
+#: How soon a member takes a turn that nothing from outside has caused.
+_TURN_SECONDS = 0.001
 #: A paused member is paused for so long, again and again, until it is resumed.
 _PAUSE_SECONDS = 0.1
 
@@ -202,8 +202,7 @@ class VirtualLoop(Loop):
             raise Unavailable(f"member {self.name!r} did not answer within {timeout:g} s: it is paused")
         self.check()
         result = function()
-        # A little later: a condition that asks again and again must not stop time.
-        simulation.want_turn(process, simulation.timeline.now + _CALL_SECONDS)
+        self._want_turn()
         return result
 
     def when(self, condition: Callable[[], Any], deadline: float) -> Any:
@@ -247,10 +246,16 @@ class VirtualLoop(Loop):
         self.dispatcher.close()
 
     def _turn(self, longest: float = 0.0) -> None:
-        """Let it have its next turn, or `longest` seconds pass."""
+        """Let it have its next turn."""
         process, turns = self.process, self.replica.counters.turns
-        process.wake()
-        self.world.wait(lambda: process.dead or self.replica.counters.turns != turns, longest)
+        self._want_turn()
+        limit = max(longest, 2 * _TURN_SECONDS)
+        self.world.wait(lambda: process.dead or self.replica.counters.turns != turns, limit)
+
+    def _want_turn(self) -> None:
+        """A little later: whoever asks again and again must not stop time."""
+        simulation = self.world.simulation
+        simulation.want_turn(self.process, simulation.timeline.now + _TURN_SECONDS)
 
 
 def _not_built_here(loop: Loop, rng: object) -> NoReturn:

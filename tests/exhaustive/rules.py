@@ -7,6 +7,7 @@ remember, it votes once) is checked in `exhaustive.turn`. Here is what two or mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from coord.raft.roles import LEADER
@@ -31,7 +32,8 @@ def judge(turn: Turn, group: Sequence[Local], history: History) -> History:
     local = turn.local
     if turn.log_changed:
         for other in group:
-            _logs_match(local, other)
+            index = differ_at(local.core.log, other.core.log)
+            require(not index, f"{local.name} and {other.name} share an entry at {index}, and differ before it")
     if turn.won:
         for other in group:
             same = other.name != local.name and other.core.role == LEADER and other.core.term == local.core.term
@@ -84,14 +86,14 @@ def _leader_is_complete(local: Local, history: History) -> None:
         )
 
 
-def _logs_match(one: Local, other: Local) -> None:
-    """Where two logs have an entry of the same term at the same index, they are the same up to there."""
-    for index in range(min(log_end(one.core.log), log_end(other.core.log)), 0, -1):
-        term = log_term(one.core.log, index)
-        if term == log_term(other.core.log, index):
-            same = _same_up_to(one.core.log, other.core.log, index)
-            require(same, f"{one.name} and {other.name} share {index} of term {term}, and differ before it")
-            return
+@lru_cache(maxsize=None)
+def differ_at(one: FrozenLog, other: FrozenLog) -> int:
+    """Where two logs have an entry of the same term at the same index, they must be the same up to there: 0, or the
+    index of one before which they are not."""
+    for index in range(min(log_end(one), log_end(other)), 0, -1):
+        if log_term(one, index) == log_term(other, index):
+            return 0 if _same_up_to(one, other, index) else index
+    return 0
 
 
 def _same_up_to(one: FrozenLog, other: FrozenLog, index: int) -> bool:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import NamedTuple
@@ -32,7 +33,7 @@ from typing import NamedTuple
 from coord.raft.messages import Append, Heartbeat
 from exhaustive.frozen import NAMES, FrozenMessage, Local, freeze, rename, start, swap_names
 from exhaustive.rules import History, judge
-from exhaustive.scope import Scope
+from exhaustive.scope import INSTANT, Scope
 from exhaustive.turn import Input, Process, Turn, Violation, deliveries, inputs, require
 
 PLACES = range(len(NAMES))
@@ -54,6 +55,7 @@ class Effect(NamedTuple):
     sends: int
     #: If it says anything that others could contradict.
     turn: Turn | None
+    crash: bool
 
 
 @dataclass
@@ -64,7 +66,8 @@ class Member:
     place: int
     #: By the number of reads asked before.
     moves: dict[int, list[Effect]] = field(default_factory=dict)
-    crashes: list[Effect] | None = None
+    #: By two messages that arrive within one turn.
+    pairs: dict[tuple[int, int], list[Effect]] = field(default_factory=dict)
     #: Messages tried; of these, those that change it, and those it only answers.
     tried: int = 0
     moved_by: int = 0
@@ -241,42 +244,37 @@ class Search:
             moves = member.moves.get(asked)
             if moves is None:
                 moves = member.moves[asked] = self._try_moves(number, asked)
-            for effect in moves:
-                yield place, effect
-            if history.crashes < self.scope.crashes:
-                if member.crashes is None:
-                    member.crashes = self._try_crashes(number)
-                for effect in member.crashes:
-                    yield place, effect
             pending = sent & self._inbox[place]
             if pending & ~member.tried:
                 self._try_messages(number, pending & ~member.tried)
-            pending &= member.moved_by
-            while pending:
-                bit = pending & -pending
-                pending ^= bit
-                for effect in member.effects[bit]:
+            for effect in self._possible(member, moves, pending):
+                if not effect.crash or history.crashes < self.scope.crashes:
                     yield place, effect
-            if self.scope.joined:
-                for effect in self._try_pairs(number, sent & self._inbox[place]):
-                    yield place, effect
+
+    def _possible(self, member: Member, moves: list[Effect], pending: int) -> Iterator[Effect]:
+        yield from moves
+        if self.scope.joined:
+            yield from self._try_pairs(member, pending)
+        pending &= member.moved_by
+        while pending:
+            bit = pending & -pending
+            pending ^= bit
+            yield from member.effects[bit]
 
     def _apply(self, state: int, place: int, effect: Effect) -> tuple[int, int]:
         """The state that follows, in canonical order, and which order that was."""
         *group, network, history = _unpack(state)
         group[place] = effect.local
-        sent = self._networks[network]
-        kind = effect.given[0]
-        if kind == "crash" or kind == "read" or effect.turn is not None:
+        before = self._networks[network]
+        sent = before | effect.sends
+        if effect.turn is not None or effect.crash or effect.given[0] == "read":
             history = self._judge(place, effect, group, sent, history)
-        if effect.sends & ~sent:
-            sent |= effect.sends
-        sent = self._answered(group, sent, history, (place, effect.given))
+        sent = self._answered(group, before, sent, history, (place, effect.given))
         return self._canonical_state(group, sent, history)
 
     def _judge(self, place: int, effect: Effect, group: list[int], sent: int, number: int) -> int:
         history = self._histories[number]
-        if effect.given[0] == "crash":
+        if effect.crash:
             history = history._replace(crashes=history.crashes + 1)
         elif effect.given[0] == "read":
             history = history._replace(asked=(*history.asked, len(history.committed)))
@@ -295,28 +293,29 @@ class Search:
             said = sent & self._words.get((other, term), 0)
             require(other == place or not said, f"{NAMES[other]} led term {term}, now {NAMES[place]} does")
 
-    def _answered(self, group: list[int], sent: int, history: int, step: Step) -> int:
+    def _answered(self, group: list[int], before: int, sent: int, history: int, step: Step) -> int:
         """All that was sent, and every answer to it that changes nobody."""
-        again = True
-        while again:
-            again = False
-            for place in PLACES:
+        fresh = sent & ~before
+        dirty = [place for place in PLACES if place == step[0] or fresh & self._inbox[place]]
+        while dirty:
+            known = sent
+            for place in dirty:
                 member = self._members[group[place]]
                 pending = sent & self._inbox[place]
-                try:
-                    if pending & ~member.tried:
+                if pending & ~member.tried:
+                    with _after(step):
                         self._try_messages(group[place], pending & ~member.tried)
-                    pending &= member.answers
-                    while pending:
-                        bit = pending & -pending
-                        pending ^= bit
-                        for effect in member.effects[~bit]:
-                            if effect.sends & ~sent:
-                                sent |= effect.sends
-                                again = True
+                pending &= member.answers
+                while pending:
+                    bit = pending & -pending
+                    pending ^= bit
+                    for effect in member.effects[~bit]:
+                        if effect.sends & ~sent:
+                            sent |= effect.sends
+                            with _after(step):
                                 self._judge(place, effect, group, sent, history)
-                except FoundViolation as found:
-                    raise FoundViolation([step, *found.steps], found.violation) from found
+            fresh = sent & ~known
+            dirty = [place for place in PLACES if fresh & self._inbox[place]] if fresh else []
         return sent
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -332,22 +331,26 @@ class Search:
         sends = 0
         for to, message in sorted(turn.sends, key=repr):
             sends |= 1 << self._message(member.local.name, to, message)
-        return Effect(given, self._member(turn.local), sends, turn if turn.claims else None)
+        crash = given[0] in ("crash", "cut short")
+        return Effect(given, self._member(turn.local), sends, turn if turn.claims else None, crash)
+
+    def _turns(self, number: int, given: Input) -> list[Effect]:
+        """What comes of it, and if it makes the disk work, what comes of it when that is not done."""
+        member = self._members[number]
+        effect = self._turn(number, given)
+        found = [effect]
+        wrote = self._members[effect.local].local.disk != member.local.disk
+        if wrote and self.scope.crashes and self.scope.disk_answers == INSTANT:
+            found.append(self._turn(number, ("cut short", given)))
+        return found
 
     def _try_moves(self, number: int, asked: int) -> list[Effect]:
-        found = [self._turn(number, given) for given in inputs(self._members[number].local, self.scope, asked)]
-        return [effect for effect in found if effect.local != number or effect.sends or effect.given[0] == "read"]
-
-    def _try_crashes(self, number: int) -> list[Effect]:
-        waiting = len(self._members[number].local.core.in_flight)
-        return [self._turn(number, ("crash", kept)) for kept in range(waiting + 1)]
-
-    def _cut_short(self, number: int, effects: list[Effect]) -> list[Effect]:
-        """The same inputs, but the process ends before the disk has answered; where it was asked for nothing, or only
-        what a crash afterwards would leave too, there is a crash of its own for that."""
-        if self.scope.disk_answers != INSTANT or not self.scope.crashes:
-            return []
-        return [self._turn(number, ("cut short", effect.given)) for effect in effects if effect.given[0] != "crash"]
+        local, found = self._members[number].local, []
+        for given in inputs(local, self.scope, asked):
+            found += self._turns(number, given)
+        if self.scope.crashes:
+            found += [self._turn(number, ("crash", kept)) for kept in range(len(local.core.in_flight) + 1)]
+        return [one for one in found if one.local != number or one.sends or one.given[0] == "read"]
 
     def _try_messages(self, number: int, bits: int) -> None:
         member = self._members[number]
@@ -356,12 +359,12 @@ class Search:
             bits ^= bit
             sender, _, message = self._messages[bit.bit_length() - 1]
             moves, answers = [], []
-            for given in deliveries(member.local, self.scope, sender, message):
-                effect = self._turn(number, given)
-                if effect.local != number:
-                    moves.append(effect)
-                elif effect.sends or effect.turn is not None:
-                    answers.append(effect)
+            for given in deliveries(self.scope, sender, message):
+                for effect in self._turns(number, given):
+                    if effect.local != number or effect.crash:
+                        moves.append(effect)
+                    elif effect.sends or effect.turn is not None:
+                        answers.append(effect)
             if moves:
                 member.moved_by |= bit
                 member.effects[bit] = moves
@@ -370,20 +373,24 @@ class Search:
                 member.effects[~bit] = answers
             member.tried |= bit
 
-    def _try_pairs(self, number: int, pending: int) -> Iterator[Effect]:
+    def _try_pairs(self, member: Member, pending: int) -> Iterator[Effect]:
         """Two messages within one turn, where the first is not as good as lost."""
-        member = self._members[number]
         bits = [1 << place for place in range(pending.bit_length()) if pending >> place & 1]
         for one in bits:
-            if not one & (member.moved_by | member.answers):
-                continue
             for other in bits:
-                pair = (one << len(self._messages) + 64) | other
-                if one != other:
-                    yield from self._pair(number, one, other, pair)
+                if one != other and one & (member.moved_by | member.answers):
+                    found = member.pairs.get((one, other))
+                    if found is None:
+                        found = member.pairs[one, other] = self._pair(member, one, other)
+                    yield from found
 
-    def _pair(self, number: int, one: int, other: int, key: int) -> list[Effect]:
-        raise NotImplementedError
+    def _pair(self, member: Member, one: int, other: int) -> list[Effect]:
+        number, found = self._member_of[member.local], []
+        first, second = (self._messages[bit.bit_length() - 1] for bit in (one, other))
+        for given in deliveries(self.scope, first[0], first[2]):
+            both = (*given, (second[0], second[2]))
+            found += [effect for effect in self._turns(number, both) if effect.local != number]
+        return found
 
     # ----------------------------------------------------------------------------------------------------------------
     # Numbers.
@@ -436,7 +443,8 @@ class Search:
         orders, members = found
         best, chosen = -1, 0
         for order in orders:
-            image = self._network_images[order].get(network)
+            # The first order changes nothing.
+            image = network if order == 0 else self._network_images[order].get(network)
             if image is None:
                 image = self._network_images[order][network] = self._image_of_network(sent, order)
             if best < 0 or image < best:
@@ -474,6 +482,15 @@ class Search:
                 self._message_images[number][order] = image
             moved |= 1 << image
         return self._network(moved)
+
+
+@contextmanager
+def _after(step: Step) -> Iterator[None]:
+    """What is found in here comes after `step`."""
+    try:
+        yield
+    except FoundViolation as found:
+        raise FoundViolation([step, *found.steps], found.violation) from found
 
 
 def _pack(group: tuple[int, ...], network: int, history: int) -> int:

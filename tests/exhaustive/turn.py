@@ -22,7 +22,6 @@ from coord.raft.messages import (
     Append,
     AppendResponse,
     Apply,
-    Command,
     Halt,
     Heartbeat,
     HeartbeatResponse,
@@ -105,8 +104,7 @@ class Process:
         self._scope = scope
         #: Hard states that were durable at some moment of this turn.
         self._durable = [disk.hard_state]
-        self._sends: list[Send] = []
-        self._commands: list[Command] = []
+        self._made = Turn(None)  # type: ignore[arg-type]
 
     @classmethod
     def thawed(cls, local: Local, scope: Scope) -> Process:
@@ -117,7 +115,7 @@ class Process:
         core = self.core
         forget_times(core)
         before = freeze(core, self.disk)
-        self._durable, self._sends, self._commands = [self.disk.hard_state], [], []
+        self._durable, self._made = [self.disk.hard_state], Turn(before)
         restarted = given[0] in ("crash", "cut short")
         try:
             self._take_in(given[1] if given[0] == "cut short" else given)
@@ -135,13 +133,9 @@ class Process:
             raise Violation(f"the core's own assertion: {error}") from error
         core = self.core
         forget_times(core)
-        made = Turn(freeze(core, self.disk))
+        made = self._made
+        made.local = freeze(core, self.disk)
         _check_step(before, made.local, restarted=restarted)
-        for send in self._sends:
-            self._check_send(send, made)
-        for command in self._commands:
-            if isinstance(command, ReadOk):
-                made.reads += [(number, command.index) for number in command.ids]
         made.won = core.role == LEADER and (before.core.role, before.core.term) != (LEADER, core.term)
         made.committed = core.commit > before.core.commit or (restarted and core.commit > 0)
         made.log_changed = made.local.core.log != before.core.log
@@ -210,9 +204,10 @@ class Process:
         core = self.core
         while commands := core.take():
             for command in commands:
-                self._commands.append(command)
                 if isinstance(command, Send):
-                    self._sends.append(command)
+                    self._send(command)
+                elif isinstance(command, ReadOk):
+                    self._made.reads += [(number, command.index) for number in command.ids]
                 elif isinstance(command, Apply):
                     self._apply(command.batches)
                 elif isinstance(command, Halt):
@@ -222,9 +217,9 @@ class Process:
         require(batches[0].first == self.core.applied + 1, f"applies {batches[0]!r} after {self.core.applied}")
         self.core.applied_to(batches[-1].last)
 
-    def _check_send(self, send: Send, made: Turn) -> None:
+    def _send(self, send: Send) -> None:
         """A message may say no more than this member's disk would remember, and nothing it is not."""
-        message, core, disk = send.message, self.core, self.disk
+        message, core, disk, made = send.message, self.core, self.disk, self._made
         free = self._scope.pre_votes != REAL and isinstance(message, VoteRequest | VoteResponse) and message.pre
         if free:
             return
@@ -309,7 +304,7 @@ def inputs(local: Local, scope: Scope, reads: int) -> list[Input]:
     return found
 
 
-def deliveries(local: Local, scope: Scope, sender: str, message: FrozenMessage) -> list[Input]:
+def deliveries(scope: Scope, sender: str, message: FrozenMessage) -> list[Input]:
     """In how many ways this message may arrive: at once, or late, where that can make a difference."""
     kind = message[0]
     if kind is VoteRequest:

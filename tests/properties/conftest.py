@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 EXAMPLES = int(os.environ.get("COORD_EXAMPLES", "0"))
 
 # Taken by name in each module, never loaded: the profile of the other folders stays what it is.
-for _name, _examples in (("properties", 60), ("slow properties", 12)):
+for _name, _examples in (("properties", 200), ("slow properties", 25)):
     settings.register_profile(
         _name,
         deadline=None,

@@ -212,6 +212,7 @@ class Client:
             self._withdraw(proposal)
             self._end(wish, "failed")
         elif reply is EXPIRED or isinstance(reply, OutcomeUnknown):
+            self._doubt(proposal)
             self._end(wish, "unknown")
         elif isinstance(reply, CoordError):
             self._end(wish, "failed")
@@ -230,6 +231,9 @@ class Client:
         self._world.replies.withdrawn.add((proposal.session, proposal.sequence))
         self._world.truth.note("withdrawn in time")
 
+    def _doubt(self, proposal: Proposal) -> None:
+        self._world.replies.doubtful.add((proposal.session, proposal.sequence))
+
     def _give_up(self, wish: Wish, proposal: Proposal, process: Process) -> None:
         """As `Loop.give_up`, in the caller's thread."""
         if wish is not self.wish or process.dead:
@@ -241,6 +245,8 @@ class Client:
         process.replica.numbering.end(proposal.sequence)
         if unsent:
             self._withdraw(proposal)
+        else:
+            self._doubt(proposal)
         self._proposal = None
         self._end(wish, "failed" if unsent else "unknown")
 

@@ -32,6 +32,8 @@ class Replies:
         self._newest: dict[int, int] = {}
         #: What nobody may ever see applied: (session, sequence) of what its caller was told never happens.
         self.withdrawn: set[tuple[int, int]] = set()
+        #: What its caller gave up after it was sent: it may yet happen, also after what was sent later.
+        self.doubtful: set[tuple[int, int]] = set()
         truth.on_entry.append(self._on_entry)
 
     def session_in(self, payload: bytes) -> int:
@@ -56,6 +58,9 @@ class Replies:
         if reply[0] not in (_SESSION_ENDED, _STALE) and sequence > newest:
             self._newest[session] = sequence
         elif sequence < newest and reply[0] == _OK and self._first(session, sequence):
+            if (session, sequence) in self.doubtful:
+                self._truth.note("given up, and done late")
+                return
             self._truth.fail(f"first in, first out: {command} is first done at {index}, after number {newest}")
 
     def _first(self, session: int, sequence: int) -> bool:

@@ -27,6 +27,8 @@ from coord.testing.virtual import VirtualWorld
 PATIENCE = 30.0
 _VIRTUAL_DELAY = 0.001
 
+__all__ = ["PATIENCE", "QUICK", "Group", "World"]
+
 Link = tuple[str, str]
 
 
@@ -124,8 +126,8 @@ class Group:
 
     def start(self) -> Group:
         """Start all members; returns this group. They may not have a leader yet: calls wait for one."""
-        if self._nodes:
-            raise RuntimeError("this group was started already; make another")
+        if self._nodes or self._state == _CLOSED:
+            raise RuntimeError(f"this group was {'closed' if self._state else 'started already'}; make another")
         self._state = ""
         try:
             for name in self.names:
@@ -417,9 +419,11 @@ class Group:
             return False
         leader = max(leading, key=lambda name: self._core(name).term)
         term = self._core(leader).term
-        following = {name for name in awake if (self._core(name).leader, self._core(name).term) == (leader, term)}
         self._found = leader
-        return len(following) > len(self.names) // 2 and following.issuperset(self._reached_by(leader))
+        reached = self._reached_by(leader)
+        # Who is cut off from it may not have noticed yet.
+        agree = all((self._core(name).leader, self._core(name).term) == (leader, term) for name in reached)
+        return agree and len(reached) > len(self.names) // 2
 
     def _find_hash(self) -> str:
         """The state hash of all that run, or "" while they differ."""

@@ -51,7 +51,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 @pytest.fixture
 def coord_group(request: pytest.FixtureRequest) -> Iterator[Group]:
     """A `coord.testing.Group` of three members, started, in real time. It ends with the test."""
-    yield from _group(request)
+    yield from _group(request, virtual=False)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def coord_virtual_group(request: pytest.FixtureRequest) -> Iterator[Group]:
 @pytest.fixture
 def coord_node(request: pytest.FixtureRequest) -> Iterator[Node]:
     """A `coord.Node`, started: a group of one, in real time. It ends with the test."""
-    for group in _group(request, members=1):
+    for group in _group(request, virtual=False, names=None, members=1):
         yield group[group.names[0]]
 
 

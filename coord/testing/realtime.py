@@ -271,7 +271,6 @@ class RealWorld:
 
     def close(self) -> None:
         """All at once, without goodbye: there is nobody left to say it to."""
-        self.network.heal()
         threads = []
         for name, node in self._nodes.items():
             if node.network is not None:

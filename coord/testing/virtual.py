@@ -20,7 +20,7 @@ from coord.proposals import Maker, Proposal
 from coord.reads import Read
 from coord.testing.chance import stream
 from coord.testing.network import Conditions, between
-from coord.testing.process import Process
+from coord.testing.process import Process, Watcher
 from coord.testing.simulation import Hardware, Simulation
 
 #: Who waits without a deadline, for what nobody does within so long, has made a mistake.
@@ -262,6 +262,16 @@ def _not_built_here(loop: Loop, rng: object) -> NoReturn:
     raise AssertionError("the simulation builds its replicas")
 
 
+class _DiskWatcher(Watcher):
+    """Sees to it that a restart finds what was written."""
+
+    def started(self, process: Process) -> None:
+        recovered = process.storage.recovered
+        assert recovered is not None
+        wrong = process.disk.compare(recovered)
+        assert not wrong, f"the disk of member {process.name!r} holds something else than was written: {wrong}"
+
+
 class VirtualNode(Node):
     """A node whose member is simulated."""
 
@@ -294,7 +304,9 @@ class VirtualWorld:
         trace: Callable[[str], None] | None,
     ) -> None:
         hardware = Hardware(sync_time=0.001, snapshot_time=0.005, segment_bytes=1 << 18)
-        self.simulation = Simulation(seed, names, options, conditions=Conditions(), hardware=hardware, trace=trace)
+        self.simulation = Simulation(
+            seed, names, options, conditions=Conditions(), hardware=hardware, watcher=_DiskWatcher(), trace=trace
+        )
         #: The newest of each name.
         self.processes = self.simulation.processes
         self._nodes: dict[str, VirtualNode] = {}

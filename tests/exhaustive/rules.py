@@ -27,7 +27,7 @@ class History(NamedTuple):
     asked: tuple[int, ...] = ()
 
 
-def judge(turn: Turn, group: Sequence[Local], history: History) -> History:
+def judge(turn: Turn, group: Sequence[Local], history: History, *, harm_only: bool) -> History:
     """`turn` has led to `group`: raises Violation, or returns what is known now."""
     local = turn.local
     if turn.log_changed:
@@ -39,23 +39,24 @@ def judge(turn: Turn, group: Sequence[Local], history: History) -> History:
             same = other.name != local.name and other.core.role == LEADER and other.core.term == local.core.term
             require(not same, f"{other.name} and {local.name} both lead term {local.core.term}")
     if turn.committed:
-        history = _committed(local, group, history)
+        history = _committed(local, group, history, harm_only)
     if turn.won or turn.committed:
         for other in group:
             _leader_is_complete(other, history)
-    for to, term, index, held in turn.acknowledged:
-        _agrees(f"{local.name} acknowledges", group, to, term, index, held)
-    for to, term, index, held in turn.agreed:
-        _agrees(f"{local.name} says it agrees up to", group, to, term, index, held)
-    for index in [*turn.told, *(index for _, index in turn.reads)]:
-        require(index <= len(history.committed), f"a read at {index}, committed {len(history.committed)}")
+    if not harm_only:
+        for to, term, index, held in turn.acknowledged:
+            _agrees(f"{local.name} acknowledges", group, to, term, index, held)
+        for to, term, index, held in turn.agreed:
+            _agrees(f"{local.name} says it agrees up to", group, to, term, index, held)
+        for index in [*turn.told, *(index for _, index in turn.reads)]:
+            require(index <= len(history.committed), f"a read at {index}, committed {len(history.committed)}")
     for read, index in turn.reads:
         asked = history.asked[read - 1]
         require(index >= asked, f"read {read} is answered as of {index}; {asked} was committed when it was asked")
     return history
 
 
-def _committed(local: Local, group: Sequence[Local], history: History) -> History:
+def _committed(local: Local, group: Sequence[Local], history: History, harm_only: bool) -> History:
     """State machine safety, and what it takes to commit."""
     core, known = local.core, history.committed
     for index in range(1, min(core.commit, len(known)) + 1):
@@ -64,11 +65,11 @@ def _committed(local: Local, group: Sequence[Local], history: History) -> Histor
     if core.commit <= len(known):
         return history
     index = core.commit
-    require(core.role == LEADER, f"{local.name} does not lead, and commits {index}, which nobody committed before")
+    require(core.role == LEADER or harm_only, f"{local.name} does not lead, and commits {index}, which nobody committed before")
     term = log_term(core.log, index)
-    require(term == core.term, f"{local.name} leads term {core.term}, and commits {index} of term {term} by counting")
+    require(term == core.term or harm_only, f"{local.name} leads term {core.term}, and commits {index} of term {term} by counting")
     holders = [other.name for other in group if _same_up_to(other.disk.log, core.log, index)]
-    require(len(holders) >= MAJORITY, f"{local.name} commits {index}, which only the disks of {holders} hold")
+    require(len(holders) >= MAJORITY or harm_only, f"{local.name} commits {index}, which only the disks of {holders} hold")
     new = [(log_term(core.log, place) or 0, core.term) for place in range(len(known) + 1, index + 1)]
     return history._replace(committed=(*known, *new))
 

@@ -5,7 +5,7 @@ What must not live here: the search itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from coord.raft.batch import COMMANDS, NOOP
 from coord.raft.settings import Settings
@@ -44,13 +44,14 @@ class Scope:
     small_appends: bool = False
     #: Two messages may also arrive within one turn.
     joined: bool = False
+    #: Is only the harm looked for (two leaders in a term, entries lost, stale reads), and not the broken promises that
+    #: lead to it (a vote told before it is durable)? Stories then take longer, and are about what users would see.
+    harm_only: bool = False
     #: What is on the disks at first; fresh ones if not given.
     disks: tuple[FrozenDisk, ...] = (FrozenDisk((0, ""), (), 0),) * len(NAMES)
-    #: May members be called by others' names? Not if the disks differ.
-    symmetric: bool = field(init=False, default=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "symmetric", len(set(self.disks)) == 1)
+    #: What happens first, so that the search begins deeper: "a stands", "a beats", "a proposes", "a syncs" (all that waits
+    #: is on disk), "a > b" (b hears all that a has said to it since it last did).
+    opening: tuple[str, ...] = ()
 
     def settings(self) -> Settings:
         """Disks never count as stalled: that only makes leaders step down, which they may at any time."""
@@ -60,9 +61,11 @@ class Scope:
         parts = [f"{self.terms} terms", f"{self.entries} entries", f"{self.crashes} crashes", f"{self.rounds} rounds"]
         parts.append(f"{self.reads} reads")
         parts.append(f"pre-votes {self.pre_votes}, disks {self.disk_answers}")
-        parts += [name for name in ("stickiness", "small_appends", "joined") if getattr(self, name)]
-        if not self.symmetric:
-            parts.append("begins with " + " ".join(f"{disk.hard_state}{[b[1] for b in disk.log]}" for disk in self.disks))
+        parts += [name for name in ("stickiness", "small_appends", "joined", "harm_only") if getattr(self, name)]
+        if len(set(self.disks)) > 1:
+            parts.append("begins with " + " ".join(f"{d.hard_state}{[b[1] for b in d.log]}" for d in self.disks))
+        if self.opening:
+            parts.append("after " + "; ".join(self.opening))
         return ", ".join(parts)
 
 

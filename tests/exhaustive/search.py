@@ -31,10 +31,11 @@ from itertools import permutations
 from typing import NamedTuple
 
 from coord.raft.messages import Append, Heartbeat
-from exhaustive.frozen import NAMES, FrozenMessage, Local, freeze, rename, start, swap_names
+from exhaustive.frozen import NAMES, FrozenMessage, Local, rename, swap_names
 from exhaustive.rules import History, judge
 from exhaustive.scope import INSTANT, Scope
-from exhaustive.turn import Input, Process, Turn, Violation, deliveries, inputs, require
+from exhaustive.story import Story
+from exhaustive.turn import Input, Process, Step, Turn, Violation, deliveries, inputs, require
 
 PLACES = range(len(NAMES))
 ORDERS = list(permutations(PLACES))
@@ -42,8 +43,6 @@ _PLACE = {name: place for place, name in enumerate(NAMES)}
 #: A state is one number: three members, the network and the history, so many bits each.
 _BITS = 24
 _MASK = (1 << _BITS) - 1
-#: (where, what): one step of a story.
-Step = tuple[int, Input]
 
 
 class Effect(NamedTuple):
@@ -160,7 +159,7 @@ class Search:
     ) -> Outcome:
         """Until everything was visited, something is wrong, or a limit is reached."""
         outcome, began = Outcome(self.scope), time.perf_counter()
-        first = self._first()
+        first, _ = self._first()
         #: Each state, and the one it was first reached from.
         seen = {first: first}
         level, done = [first], 0
@@ -198,11 +197,14 @@ class Search:
         outcome.members = sum(bool(member.tried or member.moves) for member in self._members)
         outcome.turns, outcome.messages, outcome.networks = self.turns, len(self._messages), len(self._networks)
 
-    def _first(self) -> int:
-        group = []
-        for name, disk in zip(NAMES, self.scope.disks, strict=True):
-            group.append(self._member(freeze(start(name, disk, self.scope.settings()), disk)))
-        return self._canonical_state(group, 0, self._history(History()))[0]
+    def _first(self) -> tuple[int, int]:
+        """The state to begin with, and the order that makes it canonical."""
+        story = Story(self.scope)
+        sent = 0
+        for said in story.said:
+            sent |= 1 << self._message(*said)
+        group = [self._member(local) for local in story.locals()]
+        return self._canonical_state(group, sent, self._history(story.history))
 
     def _retrace(self, seen: dict[int, int], state: int, last: list[Step]) -> list[Step]:
         """The steps from the beginning to `state`, then `last`, all in the first state's names."""
@@ -210,8 +212,8 @@ class Search:
         while seen[line[-1]] != line[-1]:
             line.append(seen[line[-1]])
         line.reverse()
-        # How this group's names would be called in the first state.
-        names = {name: name for name in NAMES}
+        # What those who have these names in a state were called at first.
+        names = self._names[self._inverse[self._first()[1]]]
         story: list[Step] = []
         for before, after in zip(line, line[1:], strict=False):
             step, order = self._step_to(before, after)
@@ -283,7 +285,7 @@ class Search:
             try:
                 if turn.won:
                     self._nobody_else_led(place, turn.local.core.term, sent)
-                history = judge(turn, [self._members[member].local for member in group], history)
+                history = judge(turn, [self._members[member].local for member in group], history, harm_only=self.scope.harm_only)
             except Violation as violation:
                 raise FoundViolation([(place, effect.given)], violation) from violation
         return self._history(history)
@@ -435,8 +437,6 @@ class Search:
     def _canonical_state(self, group: list[int], sent: int, history: int) -> tuple[int, int]:
         network = self._network(sent)
         key = tuple(group)
-        if not self.scope.symmetric:
-            return _pack(key, network, history), 0
         found = self._canonical.get(key)
         if found is None:
             found = self._canonical[key] = self._best_orders(key)

@@ -59,6 +59,8 @@ from exhaustive.scope import FREE, INSTANT, REAL, Scope
 #: ("deliver", late, (sender, message), ...), with more than one message when they arrive within one turn, or
 #: ("cut short", input): the process ends with the turn, before the disk has done anything of what it was asked for.
 Input = tuple[Any, ...]
+#: (place of the member, input): one step of a story.
+Step = tuple[int, Input]
 
 
 class Violation(AssertionError):
@@ -135,7 +137,8 @@ class Process:
         forget_times(core)
         made = self._made
         made.local = freeze(core, self.disk)
-        _check_step(before, made.local, restarted=restarted)
+        if not self._scope.harm_only:
+            _check_step(before, made.local, restarted=restarted)
         made.won = core.role == LEADER and (before.core.role, before.core.term) != (LEADER, core.term)
         made.committed = core.commit > before.core.commit or (restarted and core.commit > 0)
         made.log_changed = made.local.core.log != before.core.log
@@ -183,6 +186,10 @@ class Process:
             seq = persist.seq
         return seq
 
+    def _promise(self, condition: object, wrong: str) -> None:
+        """Breaking it does no harm by itself."""
+        require(condition or self._scope.harm_only, wrong)
+
     def _write(self, persist: Persist) -> None:
         (term, vote), log, _ = self.disk
         if persist.truncate_from is not None:
@@ -193,9 +200,9 @@ class Process:
             log = (*log, batch)
         if persist.hard_state is not None:
             new = persist.hard_state
-            require(new.term >= term, f"term {new.term} is written over {term}")
+            self._promise(new.term >= term, f"term {new.term} is written over {term}")
             if new.term == term:
-                require(vote in ("", new.vote), f"voted for {vote} in term {term}, now for {new.vote!r}")
+                self._promise(vote in ("", new.vote), f"voted for {vote} in term {term}, now for {new.vote!r}")
             term, vote = new.term, new.vote
         self.disk = FrozenDisk((term, vote), log, persist.commit)
         self._durable.append((term, vote))
@@ -228,19 +235,19 @@ class Process:
         if isinstance(message, VoteRequest | VoteResponse) and message.pre:
             return
         told = type(message).__name__
-        require(term <= disk.hard_state[0], f"{told} in term {term}, its disk knows {disk.hard_state[0]}")
+        self._promise(term <= disk.hard_state[0], f"{told} in term {term}, its disk knows {disk.hard_state[0]}")
         if isinstance(message, VoteRequest):
-            require((term, core.name) in self._durable, f"stands in term {term}, its disk says {self._durable}")
+            self._promise((term, core.name) in self._durable, f"stands in term {term}, its disk says {self._durable}")
         elif isinstance(message, VoteResponse) and message.granted:
-            require((term, send.to) in self._durable, f"votes for {send.to} in {term}, its disk says {self._durable}")
+            self._promise((term, send.to) in self._durable, f"votes for {send.to} in {term}, its disk says {self._durable}")
         elif isinstance(message, Append | Heartbeat):
-            require(core.role == LEADER and core.term == term, f"{told} in term {term}, and does not lead in it")
+            self._promise(core.role == LEADER and core.term == term, f"{told} in term {term}, and does not lead in it")
         elif isinstance(message, AppendResponse) and message.success:
             held = log_term(disk.log, message.index)
-            require(held is not None, f"acknowledges {message.index}, its disk ends at {log_end(disk.log)}")
+            self._promise(held is not None, f"acknowledges {message.index}, its disk ends at {log_end(disk.log)}")
             if term == core.term:
                 known = core.log.term_at(message.index)
-                require(held == known, f"acknowledges {message.index} of term {known}, its disk has one of {held}")
+                self._promise(held == known, f"acknowledges {message.index} of term {known}, its disk has one of {held}")
             made.acknowledged.append((send.to, term, message.index, held))
         elif isinstance(message, HeartbeatResponse) and message.verified:
             made.agreed.append((send.to, term, message.verified, core.log.term_at(message.verified)))
@@ -254,6 +261,9 @@ def _check_step(before: Local, after: Local, *, restarted: bool) -> None:
     require(disk.hard_state[0] >= before.disk.hard_state[0], f"term {disk.hard_state[0]} on disk, was {before.disk}")
     require(new.commit <= log_end(new.log), f"committed {new.commit}, the log ends at {log_end(new.log)}")
     require(new.persisted <= log_end(new.log), f"durable {new.persisted}, the log ends at {log_end(new.log)}")
+    for index in range(1, new.persisted + 1):
+        held, known = log_term(disk.log, index), log_term(new.log, index)
+        require(held == known, f"takes entry {index} of term {known} for durable, its disk has one of {held}")
     if restarted:
         require(new.role not in (PRE_CANDIDATE, CANDIDATE, LEADER), f"starts as {new.role}")
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import coord
@@ -16,6 +17,8 @@ from faults.scenarios import scenario
 
 #: The log is written often, in small files, by a thread of its own.
 THREAD: dict[str, Any] = {**SMALL, "fsync": "thread"}
+#: And nobody who falls behind needs a snapshot.
+UNCUT: dict[str, Any] = {**THREAD, "snapshot_entries": 10_000}
 INLINE: dict[str, Any] = {**SMALL, "fsync": "inline"}
 
 
@@ -82,7 +85,7 @@ def all_eio(lab: Lab) -> None:
     lab.again(*lab.names)
 
 
-@scenario("fsync of the leader by the system fails: EIO, by strace", options={**THREAD, "snapshot_entries": 10_000})
+@scenario("fsync of the leader by the system fails: EIO, by strace", options=UNCUT)
 def leader_strace(lab: Lab) -> None:
     """As above with nothing of ours in between."""
     if shutil.which("strace") is None:
@@ -115,7 +118,7 @@ def _slow(lab: Lab, names: str, seconds: float, hold: float, go_on: str) -> None
             lab[name].call("disk", mode="well")
 
 
-@scenario("fsync of the leader takes 1 s", options=THREAD, quick=True)
+@scenario("fsync of the leader takes 1 s", options=UNCUT, quick=True)
 def slow_leader(lab: Lab) -> None:
     leader = lab.leads()
     _slow(lab, leader, 1.0, 3.0, lab.others(leader))
@@ -173,6 +176,40 @@ def hanging_and_killed(lab: Lab) -> None:
         lab.progress(lab.others(leader))
         lab[leader].kill()
     lab.again(leader)
+
+
+@scenario("where the leader's log messages go is blocked for 8 s", options=QUICK)
+def blocked_log(lab: Lab) -> None:
+    """A member that has something to say goes on all the same."""
+    leader = lab.leads()
+    others = lab.others(leader)
+    with lab.fault():
+        lab[leader].call("block_logs", seconds=8.0)
+        # A change of leader is worth a message.
+        lab[leader].ask("transfer", to=others[0], timeout=10.0)
+        lab.leader_among(others)
+        lab.progress(others)
+        try:
+            lab[leader].ask("entry", key="k/0/0", linearizable=True, timeout=20.0).result(3.0)
+        except FutureTimeout as error:
+            raise AssertionError(f"{leader} stands still for as long as nobody takes its log messages") from error
+
+
+@scenario("data directory of a stopped member put back from an older copy", options=QUICK)
+def old_copy(lab: Lab) -> None:
+    """It has forgotten what it acknowledged. It must not be believed, or be brought up to date; nothing may be lost."""
+    follower = _role(lab, "follower")
+    member, copy = lab[follower], lab.directory / "copy"
+    lab.kill(follower)
+    shutil.copytree(member.data_dir, copy)
+    lab.again(follower)
+    lab.progress(lab.names)
+    with lab.fault():
+        lab.kill(follower)
+        shutil.rmtree(member.data_dir)
+        shutil.copytree(copy, member.data_dir)
+        lab.progress(lab.others(follower))
+    lab.again(follower)
 
 
 @contextlib.contextmanager

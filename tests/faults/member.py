@@ -5,10 +5,13 @@ What must not live here: anything that judges what happened (`faults.judge`).
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import sys
+import threading
+import time
 from typing import Any
 
 import coord
@@ -81,9 +84,39 @@ class FaultyServed(Served):
             "step_downs": counters.step_downs,
             "dropped": counters.frames_dropped,
             "refusal": replica.refusal,
+            "snapshots_installed": counters.snapshots_installed,
             "failure": None if replica.failure is None else type(replica.failure).__name__,
             "notes": [f"{note.at:.3f} {note.kind}: {note.text}" for note in counters.recent[-12:]],
         }
+
+    def hog(self, threads: int, seconds: float) -> None:
+        """Keep the interpreter busy with that many threads."""
+        end = time.monotonic() + seconds
+
+        def work() -> None:
+            while time.monotonic() < end:
+                sum(range(1000))
+
+        working = [threading.Thread(target=work) for _ in range(threads)]
+        for thread in working:
+            thread.start()
+        for thread in working:
+            thread.join()
+
+    def hold_interpreter(self, seconds: float) -> None:
+        """Do not let go of the interpreter, as a long call of some extension does not."""
+        ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
+
+    def block_logs(self, seconds: float) -> None:
+        """For so long whoever logs anything waits, as on a full pipe."""
+        until = time.monotonic() + seconds
+
+        def block(record: logging.LogRecord) -> bool:
+            time.sleep(max(0.0, until - time.monotonic()))
+            return True
+
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(block)
 
     def local(self, key: str) -> Any:
         return self._node.config.get(key)

@@ -10,6 +10,7 @@ import random
 from faults.disk import cut_power
 from faults.lab import DEFAULTS, QUICK, SMALL, Lab
 from faults.scenarios import scenario
+from processes.harness import PATIENCE
 
 #: As long as the longest election timeout of QUICK, several times.
 LONG_PAUSE = 2.5
@@ -174,6 +175,53 @@ def pause_the_leader_shortly(lab: Lab) -> None:
 @scenario("SIGSTOP of the leader for 6 s, default options", options=DEFAULTS, readers=4)
 def pause_the_leader_by_default(lab: Lab) -> None:
     _pause(lab, lab.leads(), 6.0, True)
+
+
+@scenario("SIGSTOP of a follower until it needs a snapshot", options=SMALL, quick=True)
+def pause_until_snapshot(lab: Lab) -> None:
+    leader = lab.leads()
+    follower = lab.others(leader)[0]
+    with lab.fault():
+        before = lab[leader].call("status")["applied_index"]
+        lab.pause(follower)
+        enough = before + 3 * SMALL["snapshot_entries"]
+        lab.until(lambda: lab[leader].call("status")["applied_index"] > enough, "a log cut short")
+        lab.resume(follower)
+        lab.progress(follower)
+    assert lab[follower].call("figures")["snapshots_installed"], f"{follower} caught up without a snapshot"
+
+
+@scenario("rolling restart: each stopped, then started again", options=SMALL)
+def rolling_restart(lab: Lab) -> None:
+    with lab.fault():
+        for name in lab.names:
+            lab.leads()
+            lab.out.add(name)
+            lab[name].call("stop")
+            lab.kill(name)
+            lab.progress(lab.others(name), 3)
+            lab.again(name)
+            lab.progress(name, 3)
+
+
+@scenario("16 threads keep the leader's interpreter busy for 5 s, default options", options=DEFAULTS)
+def hog(lab: Lab) -> None:
+    leader = lab.leads()
+    with lab.fault():
+        busy = lab[leader].ask("hog", threads=16, seconds=5.0)
+        lab.progress(lab.others(leader))
+        busy.result(PATIENCE)
+
+
+@scenario("a call that holds the leader's interpreter for 5 s, default options", options=DEFAULTS)
+def hold_the_interpreter(lab: Lab) -> None:
+    leader = lab.leads()
+    with lab.fault():
+        lab.out.add(leader)
+        busy = lab[leader].ask("hold_interpreter", seconds=5.0)
+        lab.progress(lab.others(leader))
+        busy.result(PATIENCE)
+        lab.out.discard(leader)
 
 
 @scenario("SIGSTOP of all for 2.5 s", options=QUICK)

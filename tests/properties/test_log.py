@@ -119,7 +119,7 @@ class LogAgainstAList(RuleBasedStateMachine):
             lambda: self.log.between(inside, wide.last),
             lambda: self.log.between(wide.first, inside - 1),
         ):
-            with pytest.raises(AssertionError, match="inside|cuts"):
+            with pytest.raises(AssertionError, match=r"inside|cuts"):
                 wrong()
 
     @rule(gap=st.sampled_from([-1, 1, 5]))

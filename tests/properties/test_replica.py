@@ -1,4 +1,4 @@
-"""A member that is sent anything at all: what it cannot believe is counted once and changes nothing, and it works on."""
+"""A member that is sent anything at all: what it cannot believe is counted once, changes nothing, and it works on."""
 
 from __future__ import annotations
 
@@ -127,7 +127,9 @@ def test_what_is_not_believed_is_counted_once_and_changes_nothing(frames: list[b
 
 
 @settings.get_profile("properties")
-@given(frames=st.lists(damaged(whole) | whole | foreign, min_size=1, max_size=8), later=st.sampled_from([0.0, 0.01, 9.0]))
+@given(
+    frames=st.lists(damaged(whole) | whole | foreign, min_size=1, max_size=8), later=st.sampled_from([0.0, 0.01, 9.0])
+)
 def test_no_frame_makes_a_member_raise_or_fail(frames: list[bytes], later: float) -> None:
     """Forged ones among them that are believed: they may say anything, and a member may even stand for election."""
     member = Member()

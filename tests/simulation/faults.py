@@ -1,6 +1,6 @@
 """What goes wrong during the chaos, and when. Every trouble has its own stream of chance.
 
-Each blow is numbered and may be left out (`World.spared`), without moving any other: so a failure is made smaller.
+Each blow is numbered and may be left out (`World.kept`), without moving any other: so a failure is made smaller.
 What must not live here: troubles of single frames (`coord.testing.network`), or what a crash does to a disk.
 """
 
@@ -71,7 +71,8 @@ class Faults:
         self._world.timeline.after(rng.expovariate(1 / mean), self._strike, rng, mean, name, strike, number + 1)
 
     def _allowed(self, name: str, number: int) -> bool:
-        if (name, number) in self._world.spared:
+        kept = self._world.kept
+        if kept is not None and (name, number) not in kept:
             return False
         self._world.blows.append((name, number))
         self.struck[name] = self.struck.get(name, 0) + 1
@@ -231,7 +232,7 @@ class Faults:
     def _wipe(self, rng: random.Random) -> None:
         """Everything is lost, and somebody starts it again under the same name; the others know better."""
         world, victim = self._world, self._victim(rng)
-        if not world.atlas.may_harm(victim) or not world.truth.knows_incarnation(victim) or victim in world.stay_dead:
+        if not world.atlas.may_harm(victim) or not world.all_know(victim) or victim in world.stay_dead:
             return
         world.kill(victim)
         world.say(victim, "loses its disk")

@@ -34,9 +34,11 @@ class Wish:
 class Histories:
     def __init__(self, world: World) -> None:
         self._world = world
+        #: Operations begun.
+        self.count = 0
 
     def begin(self, client: str, process: Process, wish: Wish) -> None:
-        pass
+        self.count += 1
 
     def end(self, wish: Wish, outcome: str, **result: Any) -> None:
         pass

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from coord.machine.machine import Machine
 from coord.machine.records import Change
-from coord.raft.batch import COMMANDS, MEMBERSHIP, Batch
-from coord.raft.membership import Membership, membership_in
+from coord.raft.batch import COMMANDS, Batch
 
 if TYPE_CHECKING:
     from coord.raft.core import Core
@@ -41,8 +40,6 @@ class Truth:
         self.changes: list[Change] = []
         #: (session, sequence): every reply that command was ever given.
         self.replies: dict[tuple[int, int], list[Any]] = {}
-        #: The newest committed membership.
-        self.membership: Membership | None = None
         #: Told of each entry as it becomes certain: (index, batch, payload, outcome).
         self.on_entry: list[Any] = []
         #: How often what is rare has happened.
@@ -82,8 +79,6 @@ class Truth:
         machine = self.machine
         if batch.kind != COMMANDS:
             machine.skip(batch.last, batch.time)
-            if batch.kind == MEMBERSHIP:
-                self.membership = membership_in(batch)
             return
         self.note("batch committed")
         index = batch.first
@@ -106,8 +101,3 @@ class Truth:
         while position and self._committed_in[position - 1] >= term:
             position -= 1
         return self.golden[position - 1].last if position else 0
-
-    def knows_incarnation(self, name: str) -> bool:
-        """Is it certain which data directory is that member's?"""
-        record = self.membership.members.get(name) if self.membership is not None else None
-        return record is not None and record.incarnation != 0

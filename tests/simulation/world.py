@@ -92,12 +92,12 @@ class World(Simulation):
         knobs: Knobs | None = None,
         trace: Callable[[str], None] | None = None,
         *,
-        spared: frozenset[Blow] = frozenset(),
+        kept: frozenset[Blow] | None = None,
     ) -> None:
-        """`spared`: blows that do not fall."""
+        """`kept`: the only blows that fall; None: all."""
         #: Blows in the order in which they fell.
         self.blows: list[Blow] = []
-        self.spared = spared
+        self.kept = kept
         self.knobs = knobs if knobs is not None else draw(seed)
         names = "abcde"[: self.knobs.members]
         if not self.knobs.rates:
@@ -241,6 +241,21 @@ class World(Simulation):
     # -----------------------------------------------------------------------------------------------------------------
     # Members' lives.
 
+    def all_know(self, name: str) -> bool:
+        """Has every other member on its disk which data directory is that member's? Until then a lost one cannot be told
+        from a new one."""
+        for other in self.names:
+            process = self.processes.get(other)
+            if other == name:
+                continue
+            if process is None:
+                return False
+            core = process.replica.core
+            index, membership = core.history.latest_index, core.membership
+            if not membership.members[name].incarnation or index > min(core.log.persisted, core.commit):
+                return False
+        return True
+
     def process(self, name: str) -> Process:
         """The newest process of that name, dead or alive."""
         return self.processes[name]
@@ -258,11 +273,14 @@ class World(Simulation):
             self._check_recovery(name, harm)
         elif harm:
             self._out(name, f"refuses to start on a harmed disk: {error}")
-        elif isinstance(error, StorageError) and (name in self.failing or self.disks[name].capacity is not None):
+        elif isinstance(error, StorageError) and self._disk_fails(name):
             self.truth.note("could not start on a failing disk")
             self.timeline.after(self._starting.uniform(0.1, 1), self.revive, name)
         else:
             self.truth.fail(f"{name} cannot start: {error!r}")
+
+    def _disk_fails(self, name: str) -> bool:
+        return name in self.failing or self.disks[name].capacity is not None
 
     def start(self, name: str, *, fuse: int = -1) -> CoordError | None:
         error = super().start(name, fuse=fuse)
@@ -309,7 +327,7 @@ class World(Simulation):
 
     def stopped(self, process: Process) -> None:
         failure, name = process.failure, process.name
-        harm, failing = self.atlas.harm(name), name in self.failing
+        harm, failing = self.atlas.harm(name), self._disk_fails(name)
         expected = isinstance(failure, StorageError) and (harm or failing)
         self.truth.require(bool(expected), f"has stopped itself: {failure!r}", process)
         self.truth.note("stopped by its disk")

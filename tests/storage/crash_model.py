@@ -89,9 +89,7 @@ class Found:
 def found(recovered: Recovered, identity: Identity) -> Found:
     meta = recovered.snapshot
     snapshot = (meta.index, meta.term) if meta else (0, 0)
-    return Found(
-        recovered.damage, recovered.hard_state, snapshot, tuple(recovered.batches), recovered.commit, identity
-    )
+    return Found(recovered.damage, recovered.hard_state, snapshot, tuple(recovered.batches), recovered.commit, identity)
 
 
 def open_with(

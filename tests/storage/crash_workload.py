@@ -99,10 +99,7 @@ class Workload:
             made.append((hard if raised else None, batches))
         seq = self._seq
         self._put(
-            *(
-                Persist(seq + at, new, batches=batches, commit=self._commit())
-                for at, (new, batches) in enumerate(made)
-            )
+            *(Persist(seq + at, new, batches=batches, commit=self._commit()) for at, (new, batches) in enumerate(made))
         )
         if self._log_bytes() > LOG_BYTES:
             self.snapshot()

@@ -81,7 +81,12 @@ MISTAKES = (
         "the log is not synced at all once a segment has its name",
         WriteAheadLog,
         "commit",
-        (("    self._files.sync(self._handle)\n", "    if not self._named:\n        self._files.sync(self._handle)\n"),),
+        (
+            (
+                "    self._files.sync(self._handle)\n",
+                "    if not self._named:\n        self._files.sync(self._handle)\n",
+            ),
+        ),
     ),
     Mistake(
         "the old segment is not synced on a roll",
@@ -96,6 +101,12 @@ MISTAKES = (
                 "        self.commit()\n",
             ),
         ),
+    ),
+    Mistake(
+        "a mark written when idle is not synced on a roll",
+        WriteAheadLog,
+        "_roll",
+        (("if self._mark_unsynced:", "if False:"),),
     ),
     Mistake(
         "durable is raised before the sync",
@@ -126,7 +137,10 @@ MISTAKES = (
         "the old segment is deleted before the one it was rewritten into is on disk",
         WriteAheadLog,
         "start",
-        (("    self.commit()\n", ""), (f"        {_SYNC_DIRECTORY}\n", f"        {_SYNC_DIRECTORY}\n    self.commit()\n")),
+        (
+            ("    self.commit()\n", ""),
+            (f"        {_SYNC_DIRECTORY}\n", f"        {_SYNC_DIRECTORY}\n    self.commit()\n"),
+        ),
     ),
     Mistake(
         "segments are dropped without waiting for each other",
@@ -210,7 +224,10 @@ MISTAKES = (
         "_recover",
         (
             ("        self._directory.set_has_log()\n", ""),
-            ("        self._remove_unfinished()\n", "        self._directory.set_has_log()\n        self._remove_unfinished()\n"),
+            (
+                "        self._remove_unfinished()\n",
+                "        self._directory.set_has_log()\n        self._remove_unfinished()\n",
+            ),
         ),
     ),
     Mistake(

@@ -1,0 +1,170 @@
+"""Rare situations, by name, and how often the simulation comes to them: what is never met is not tested.
+
+Each probe stands before a statement of the product, which stays as it is on disk: the mark is put in while a simulation
+runs (`rewrite`). If the statement is no longer there, that is an error. What must not live here: what may happen there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from coord import config_map
+from coord.duties import Duties
+from coord.machine.config_store import ConfigStore
+from coord.machine.machine import Machine
+from coord.proposals import Numbering, Outbox, Proposal
+from coord.raft import core, election, replication, snapshot, transfer
+from coord.raft.core import Core
+from coord.raft.log import Log
+from coord.raft.progress import Progress
+from coord.raft.read_index import ForwardedReads, PendingReads
+from coord.replica import Replica
+from coord.snapshots import Snapshots
+from coord.storage import directory, replay
+from coord.storage.disk import DiskStorage
+from coord.storage.snapshots import SnapshotStore
+from coord.storage.wal import Reserve, WriteAheadLog
+from coord.watch import Watch
+from simulation.rewrite import Edit, rewritten
+
+#: (name, where, function, the statement it stands before).
+_PLACES: list[tuple[str, Any, str, str]] = [
+    # Elections.
+    ("a candidate of an older term is answered", election, "on_vote_request", "core.send(sender, VoteResponse(core.term, False, message.pre))\n        return\n    if _hears"),
+    ("a vote is refused while a leader is heard", election, "on_vote_request", "core.send(sender, VoteResponse(core.term, False, message.pre))\n        return\n    if message.term > core.term"),
+    ("a vote request ends a term", election, "on_vote_request", 'core.become_follower(message.term, None, f"{sender} stands in a newer term")'),
+    ("a vote is given", election, "on_vote_request", "core.set_vote(sender)"),
+    ("a better-placed voter objects", election, "on_vote_request", "core.vetoes += 1"),
+    ("an election is lost by refusals", election, "count_vote", 'core.become_follower(core.term, None, "lost the election")'),
+    ("a refusal brings a newer term", election, "on_vote_response", 'core.become_follower(message.term, None, f"{sender} is in a newer term")'),
+    ("an election is hurried", election, "_retry_soon", "core.haste -= 1"),
+    ("the leader's process is known to be gone", election, "leader_gone", "core.haste = HURRIED_ROUNDS"),
+    ("a lease is waited out before an election", election, "leader_gone", "core.election_due = max("),
+    ("a campaigner may no longer campaign", election, "timed_out", 'core.become_follower(core.term, None, "may not campaign")'),
+    ("the leader refuses a vote while a quorum follows", election, "_hears_a_leader", "return core.now - core.quorum_contact() < patience"),
+    ("a vote is asked for with a leader's blessing", election, "_hears_a_leader", "return False"),
+    # Leading.
+    ("check-quorum ends a leader", replication, "tick_leader", 'core.become_follower(core.term, None, "heard from no quorum for an election timeout")'),
+    ("a leader's disk stalls", replication, "tick_leader", "core.stall_handled = True"),
+    ("a leader whose disk stalls finds nobody to hand over to", replication, "tick_leader", 'core.become_follower(core.term, None, "its disk has stalled")'),
+    ("an append is empty: a probe", replication, "_replicate", "progress.sent(last, sum("),
+    ("a follower is too far behind for the log", replication, "_replicate", "snapshot.offer(core, name, progress)"),
+    ("a probe is freed by a heartbeat's answer", replication, "on_heartbeat_response", "progress.paused = False"),
+    ("an append was lost", replication, "on_heartbeat_response", "progress.become_probe(progress.match + 1)"),
+    ("an acknowledgement was lost", replication, "_ask_again", "newest = core.rounds.newest"),
+    ("what was sent is compacted before it is acknowledged", replication, "_ask_again", "progress.become_probe(progress.match + 1)"),
+    ("a probe ends", replication, "on_append_response", "progress.become_replicate()"),
+    ("a read is asked for of one that does not lead", replication, "on_read_request", "core.send(sender, ReadResponse(core.term, message.number, 0))"),
+    ("a proposal reaches one that does not lead", replication, "on_propose", "core.send(sender, ProposeResponse(core.term, message.stream, 0, False))"),
+    ("a leader forgets a stream of proposals", replication, "on_propose", "del streams[next(iter(streams))]"),
+    ("a read is answered from the lease", replication, "add_read", "_answer_read(core, core.commit, [reader])"),
+    ("a newer term ends a leader", replication, "_answered", 'core.become_follower(term, None, f"{sender} is in a newer term")'),
+    ("a whole window is refused at once", replication, "_refused", "progress.probe_round = core.rounds.begin(core.now)"),
+    ("a follower refuses what it once acknowledged", replication, "_refused", "progress.match = 0"),
+    ("a refusal leads below the log", replication, "_refused", "snapshot.offer(core, sender, progress)"),
+    ("a hint lands in another leader's tail", replication, "_refused", "index = log.batch_at(message.index).first - 1"),
+    ("the group's number and incarnations are pinned", replication, "advance_commit", "core.append_membership(pin)"),
+    # Following.
+    ("an append of an older leader", replication, "on_append", "core.send(sender, AppendResponse(core.term, False, message.prev_index, 0))"),
+    ("an append begins below what is committed", replication, "on_append", "previous, term = core.commit, core.log.term_at(core.commit) or 0"),
+    ("an append is refused: the logs differ", replication, "on_append", "hint_index, hint_term = core.log.newest_not_above(previous, term)"),
+    ("an append that no honest leader sends now", replication, "on_append", "return\n    _accept"),
+    ("a heartbeat of an older leader", replication, "on_heartbeat", "core.send(sender, HeartbeatResponse(core.term, 0, 0))"),
+    ("entries are sent again and match", replication, "_accept", "continue"),
+    ("a conflicting tail is cut", replication, "_accept", "core.truncate_from(batch.first)"),
+    ("the log catches up with a pull", replication, "_follow_commit", "core.pull = None"),
+    ("a refused read tells its caller to ask again", replication, "on_read_response", "core.command(ReadOk("),
+    ("what was cut had not reached the disk", Core, "truncate_from", "self._appended.pop()"),
+    ("what was cut had reached the disk", Core, "truncate_from", "self._truncate = index"),
+    ("a membership is taken back", Core, "truncate_from", "self.command(MembershipChange(self.membership, self.history.latest_index, False))"),
+    ("a snapshot takes the place of the log", Core, "reset_log", "self.verified = 0"),
+    ("reads are lost with the leadership", Core, "_drop_reads", "failed.append(reader)"),
+    ("one that lost its disk is refused", Core, "_known", "reason = (\n            f\"{self.name} knows {sender!r} as incarnation"),
+    ("word waits for the disk", Core, "_persist", "self._in_flight[-1][0].responses += self._riding"),
+    ("a candidate's own vote counts once it is durable", Core, "persisted", "election.count_vote(self, self.name, True)"),
+    ("a new leader takes over reads it had forwarded", Core, "become_leader", "self.reads.add(read_id, parked=True)"),
+    ("a log begins before its snapshot", core, "_log_of", "return Log(base, 0 if base == 0 else None, 0, start.batches)"),
+    # Handing over.
+    ("a handing over is given up", transfer, "tick", 'abort(core, f"{core.transfer_state.target} did not take over in time")'),
+    ("a handing over is refused", transfer, "on_transfer_refused", 'abort(core, f"{sender} refused: {message.reason}")'),
+    ("a target's log is not the leader's", transfer, "on_timeout_now", "core.send(sender, TransferRefused(core.term, f\"log ends"),
+    ("a target may not campaign", transfer, "on_timeout_now", 'core.send(sender, TransferRefused(core.term, "may not campaign now"))'),
+    ("leadership is handed over", transfer, "on_timeout_now", "election.campaign(core,"),
+    ("a lease waits for a failed handing over", transfer, "abort", "core.lease_not_before = core.now + core.settings.election_timeout[1]"),
+    # Snapshots between members.
+    ("a snapshot is offered before there is one", snapshot, "offer", "progress.become_probe(core.log.base + 1)"),
+    ("an old offer reaches one that has caught up", snapshot, "on_offer", "core.send_when_durable(sender, AppendResponse(core.term, True, core.commit, message.round))"),
+    ("a pull is of a snapshot no longer kept", snapshot, "on_pull", "offer(core, sender, progress)"),
+    ("a chunk that nobody waits for", snapshot, "on_chunk", "return\n    if not 0 <"),
+    ("a snapshot is stored, and the log has caught up", snapshot, "install", "return\n    core.snapshot"),
+    ("a snapshot is installed", snapshot, "install", "core.snapshot, core.older_snapshot = meta, None"),
+    ("a piece is asked for again", snapshot, "tick", "_ask(core)"),
+    ("a snapshot is offered again", snapshot, "tick", "offer(core, name, progress)"),
+    ("a pulled snapshot is not what was offered", Snapshots, "_finish_pull", "sink.abandon()"),
+    ("a snapshot could not be written", Snapshots, "_cut_failed", "self._cutting = False"),
+    ("a pulled snapshot could not be kept", Snapshots, "_pull_failed", "self._counters.snapshots_failed += 1"),
+    ("a kept snapshot is gone", Snapshots, "read", "return b\"\""),
+    # Callers.
+    ("a member's session ended", Replica, "_renew_session", "self._session_open = False"),
+    ("a snapshot skipped the answer to a proposal", Replica, "_settle_after_jump", "self._settle(proposal.sequence, reply)"),
+    ("a session ended within a snapshot", Replica, "_lose_sent", "self.numbering.end(proposal.sequence)"),
+    ("a leader lost the thread of a stream", Replica, "_on_taken", "self._restart_outbox()"),
+    ("a proposal is sent again", Outbox, "remote", "self._on_the_way = 0"),
+    ("what its caller gave up is not sent", Proposal, "may_be_sent", "return False\n    if not self.sent"),
+    ("a caller waits for room in the window", Numbering, "begin", "return None"),
+    ("proposals are encoded anew in another session", Numbering, "renew", "proposal.encode(session, self._low_water)"),
+    ("reads ride together", PendingReads, "ride", "self._gathering = []"),
+    ("reads are dropped without a leader", ForwardedReads, "drop", "self._asked.clear()"),
+    ("a frame is not believed", Replica, "_receive", "return\n    self._step"),
+    ("a duplicate command is answered from memory", Machine, "_apply_in_session", "return id, sequence, remembered"),
+    ("a duplicate command comes after its answer was taken", Machine, "_apply_in_session", "return id, sequence, replies.STALE_REPLY"),
+    ("a command of a session that is over", Machine, "_apply_in_session", "return id, sequence, replies.ENDED_REPLY"),
+    ("an older session gives way", Machine, "_open_session", "self._end_session(index, older, SUPERSEDED)"),
+    ("a silent member's session is ended", Machine, "_expire_session", "self._end_session(index, session, EXPIRED)"),
+    ("an ephemeral key is another's", Machine, "_write", "return replies.OWNED_BY_OTHER, key, before[4]"),
+    ("keys fall due", Machine, "_tick", "writes: list[Write] = ["),
+    ("a leader ends a session", Duties, "expire_sessions", "self._expiring.add(session)"),
+    ("a difference is told below what a watch has seen", ConfigStore, "differences", "found.setdefault(last, []).append((key, before, None))"),
+    ("a watch resumes from what is still kept", config_map, "_begin_watch", "watch.put([change for change in changes if change.key.startswith(prefix)])"),
+    ("a watch is told again of a key it has not read", Watch, "put", "self._latest.pop(change.key, None)"),
+    # Disks.
+    ("a torn tail is met", replay, "_judge", "reading.cut = Cut("),
+    ("damage below what was durable is met", replay, "_judge", "reading.damage = (\n"),
+    ("a segment rewritten by an earlier start is met", replay, "read_log", "reading.superseded.append(name)"),
+    ("the log is cut below a segment that is gone", replay.Replay, "_truncate", "self.base = (index - 1, 0)"),
+    ("an unreadable snapshot is set aside", SnapshotStore, "set_aside", "self._files.rename("),
+    ("a snapshot reaches beyond the log", DiskStorage, "_fit_together", 'return (index, term), ""'),
+    ("unfinished files are removed", DiskStorage, "_remove_unfinished", 'self._files.unlink(f"{self._path}/{name}")'),
+    ("a torn tail is kept for whoever wants to look", DiskStorage, "_keep_cut", "handle = self._files.create("),
+    ("the disk fails", DiskStorage, "_fail", "self.failure = StorageError("),
+    ("the log goes on in a new segment", WriteAheadLog, "_roll", "self._files.close(self._handle)"),
+    ("a lonely mark is synced before a new segment", WriteAheadLog, "_roll", "self._files.sync(self._handle)"),
+    ("a segment is dropped", WriteAheadLog, "compact", "del self._segments[0]"),
+    ("a segment prepared in advance is too small", WriteAheadLog, "_begin_segment", "self._files.close(spare)"),
+    ("a full disk costs the reserve", Reserve, "give_up", "self.held = False"),
+    ("a directory is formatted", directory, "open_directory", "assert 0 < found.incarnation < 1 << 64"),
+    ("a compaction begins inside a batch", Log, "compact", "count -= 1"),
+    ("an answer comes after its append was written off", Progress, "lost_since", "return True"),
+]
+
+PROBES = [place[0] for place in _PLACES]
+
+
+def _edit(place: tuple[str, Any, str, str]) -> Edit:
+    name, owner, function, statement = place
+    return Edit(owner, function, statement, f"_mark({name!r}); {statement}")
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, int]]:
+    """Within this context, how often each probe was passed; all are there from the start."""
+    passed = dict.fromkeys(PROBES, 0)
+
+    def mark(name: str) -> None:
+        passed[name] += 1
+
+    with rewritten(map(_edit, _PLACES), {"_mark": mark}):
+        yield passed
+

@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from coord.errors import CoordError
+from coord.errors import ClosedError, CoordError
 from coord.proposals import Maker, Proposal
 from coord.raft.batch import Batch
 from coord.raft.messages import Command, InstallSnapshot, Message
+from coord.raft.roles import LEADER
 from coord.reads import Read
 from coord.replica import Replica
 from coord.storage.directory import open_directory
@@ -25,6 +26,10 @@ from coord.wire import Identity
 
 if TYPE_CHECKING:
     from coord.testing.simulation import Simulation
+
+
+#: While it stops, how long it waits at most for its next turn.
+_LEAVING_SECONDS = 0.05
 
 
 class Crash(BaseException):
@@ -114,6 +119,9 @@ class Process:
         self.reads: list[Read] = []
         self.proposals: list[Proposal] = []
         self.calls: deque[Callable[[], None]] = deque()
+        #: Stops as a user stops it: session closed, leadership handed over. Until when, by its own clock.
+        self.leaving_until: float | None = None
+        self._handing_over = False
         #: When it wants its next turn, by its own clock.
         self.due_local = 0.0
         self.rng = stream(simulation.seed, "process", name, life)
@@ -228,6 +236,30 @@ class Process:
         reads, self.reads = self.reads, []
         self.due_local = self.replica.turn(self.local(), frames, events, proposals, reads)
         self.watcher.after_turn(self)
+        if self.leaving_until is not None and self.failure is None and self._has_left(self.leaving_until):
+            self.replica.end(ClosedError(f"member {self.name!r} has been stopped"))
+            self.storage.close()
+
+    def leave(self, seconds: float) -> None:
+        """As `Loop.stop`: wind up within `seconds`, then end."""
+        self.leaving_until = self.local() + seconds
+        self.wake()
+
+    def _has_left(self, deadline: float) -> bool:
+        """As `Loop._leave`, a step of it each turn; until it has, the next turn comes soon."""
+        replica = self.replica
+        waits = replica.may_decide() and self.local() < deadline
+        if not self._handing_over:
+            if replica.close_session() and waits:
+                self.due_local = min(self.due_local, self.local() + _LEAVING_SECONDS)
+                return False
+            self._handing_over = replica.core.role == LEADER and not replica.transfer(None)
+            if not self._handing_over:
+                return True
+        if waits and replica.handed_over() is None:
+            self.due_local = min(self.due_local, self.local() + _LEAVING_SECONDS)
+            return False
+        return True
 
     @property
     def failure(self) -> CoordError | None:

@@ -44,6 +44,11 @@ class Scope:
     small_appends: bool = False
     #: Two messages may also arrive within one turn.
     joined: bool = False
+    #: Do messages of an older term than their receiver has on disk still arrive? If not, many fewer states remain, of
+    #: which none is impossible: such messages are then always lost.
+    old_messages: bool = True
+    #: For comparison: answers that can do nothing any more are kept all the same.
+    dead_letters: bool = False
     #: Is only the harm looked for (two leaders in a term, entries lost, stale reads), and not the broken promises that
     #: lead to it (a vote told before it is durable)? Stories then take longer, and are about what users would see.
     harm_only: bool = False
@@ -62,6 +67,8 @@ class Scope:
         parts.append(f"{self.reads} reads")
         parts.append(f"pre-votes {self.pre_votes}, disks {self.disk_answers}")
         parts += [name for name in ("stickiness", "small_appends", "joined", "harm_only") if getattr(self, name)]
+        if not self.old_messages:
+            parts.append("old messages are lost")
         if len(set(self.disks)) > 1:
             parts.append("begins with " + " ".join(f"{d.hard_state}{[b[1] for b in d.log]}" for d in self.disks))
         if self.opening:

@@ -1,7 +1,7 @@
 """Breadth first through every state a small group of real cores can reach, each state once.
 
 **A state** is the three members (`frozen.Local`: core and disk), all that was ever said, and a little history
-(`rules.History`). Everything in it is interned, so a state is five small numbers; that is why a search in plain Python
+(`rules.History`). Everything in it is numbered, so a state is five small numbers; that is why a search in plain Python
 can visit tens of thousands a second although every step is made by the real core: what a member makes of an input is
 worked out once (`turn`) and then looked up.
 
@@ -12,6 +12,8 @@ never: so loss, reordering and any number of repetitions need no steps of their 
 
 - *Answers that cost nothing.* When a member would answer a message without changing itself in the least, the answer is
   added to the network at once. Whatever could be done without it can be done with it.
+- *Dead letters.* An answer of an older term than its receiver's disk knows is dropped, if indeed it does nothing to it
+  now. A test compares with a search that drops nothing: the same groups of members are reached.
 - *Names.* States that differ only in who is called what are one (`frozen.rename`), as the core does not care about
   names; a test holds that.
 - *Turns are atomic* (`turn`), and a member that crashes is back at once: while it is away, messages are simply late.
@@ -30,7 +32,14 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import NamedTuple
 
-from coord.raft.messages import Append, Heartbeat
+from coord.raft.messages import (
+    Append,
+    AppendResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    ReadResponse,
+    VoteResponse,
+)
 from exhaustive.frozen import NAMES, FrozenMessage, Local, rename, swap_names
 from exhaustive.rules import History, judge
 from exhaustive.scope import INSTANT, Scope
@@ -41,7 +50,7 @@ PLACES = range(len(NAMES))
 ORDERS = list(permutations(PLACES))
 _PLACE = {name: place for place, name in enumerate(NAMES)}
 #: A state is one number: three members, the network and the history, so many bits each.
-_BITS = 24
+_BITS = 32
 _MASK = (1 << _BITS) - 1
 
 
@@ -144,6 +153,8 @@ class Search:
         self._history_of: dict[History, int] = {}
         #: Of three members: the orders that bring them into canonical order, and that.
         self._canonical: dict[tuple[int, ...], tuple[list[int], tuple[int, ...]]] = {}
+        #: By (place, term): how many messages were looked at, and which of them are dead there.
+        self._dead: dict[tuple[int, int], tuple[int, int]] = {}
         self._names = [swap_names(order) for order in ORDERS]
         self._inverse = [ORDERS.index(tuple(order.index(place) for place in PLACES)) for order in ORDERS]
 
@@ -431,10 +442,26 @@ class Search:
             self._histories.append(history)
         return number
 
+    def _dead_at(self, place: int, term: int) -> int:
+        """Messages that can do nothing any more to this member, whose disk knows `term`."""
+        known, bits = self._dead.get((place, term), (0, 0))
+        if known < len(self._messages):
+            for number in range(known, len(self._messages)):
+                _, to, message = self._messages[number]
+                if to == NAMES[place] and message[1] < term and (_dies_with_its_term(message) or not self.scope.old_messages):
+                    bits |= 1 << number
+            self._dead[place, term] = (len(self._messages), bits)
+        return bits
+
     # ----------------------------------------------------------------------------------------------------------------
     # Names.
 
     def _canonical_state(self, group: list[int], sent: int, history: int) -> tuple[int, int]:
+        for place in PLACES if not self.scope.dead_letters else ():
+            member = self._members[group[place]]
+            dead = sent & self._dead_at(place, member.local.disk.hard_state[0])
+            if dead:
+                sent &= ~dead if not self.scope.old_messages else ~(dead & ~member.moved_by & ~member.answers)
         network = self._network(sent)
         key = tuple(group)
         found = self._canonical.get(key)
@@ -482,6 +509,14 @@ class Search:
                 self._message_images[number][order] = image
             moved |= 1 << image
         return self._network(moved)
+
+
+def _dies_with_its_term(message: FrozenMessage) -> bool:
+    """Is it of no use to anybody in a newer term? Not so questions, whose answer tells of that term, or a refused vote,
+    which ends even a later campaign."""
+    if message[0] is VoteResponse:
+        return bool(message[2])
+    return message[0] in (AppendResponse, HeartbeatResponse, ReadResponse)
 
 
 @contextmanager

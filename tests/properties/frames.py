@@ -116,10 +116,27 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
     elif what == "delete":
         del changed[at : at + draw(st.integers(1, 20))]
     else:
-        # A sender with a grudge: wrong inside, length and checksum made to fit.
-        changed[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=6))
-        changed = bytearray(summed_again(changed)) if len(changed) > 12 else changed
+        return draw(forged(frame))
     return bytes(changed)
+
+
+@st.composite
+def forged(draw: st.DrawFn, frame: bytes) -> bytes:
+    """A sender with a grudge: wrong inside, length and checksum made to fit."""
+    changed = bytearray(frame)
+    body = wire.HEADER_BYTES + frame[13] + frame[14]
+    # Kind, lengths and what is reserved; the fixed fields; anywhere.
+    ranges = [(12, 16), (body, body + 34), (12, len(frame))]
+    low, high = draw(st.sampled_from(ranges))
+    at = min(draw(st.integers(low, high - 1)), len(frame) - 1)
+    new = bytes(draw(st.lists(st.sampled_from([0, 1, 2, 0x7F, 0x80, 0xC1, 0xFF]), min_size=1, max_size=3)))
+    if draw(st.integers(0, 3)):
+        changed[at : at + len(new)] = new
+    else:
+        changed[at : at + draw(st.integers(0, 4))] = new
+    batches_are_summed_alone = frame[12] == 3
+    covered = body + 32 if batches_are_summed_alone else None
+    return summed_again(changed, covered)
 
 
 def noop_batch(first: int, term: int, payload: bytes) -> Batch:

@@ -130,10 +130,11 @@ class LogAgainstAList(RuleBasedStateMachine):
                 self.log.append(stray)
 
     @precondition(lambda self: self.entries)
-    @rule(data=st.data(), limit=st.integers(1, 400))
-    def batches_to_send(self, data: st.DataObject, limit: int) -> None:
+    @rule(data=st.data(), more=st.integers(0, 5), room=st.sampled_from([-1, 0, 1, 50]))
+    def batches_to_send(self, data: st.DataObject, more: int, room: int) -> None:
         batches = self.batches()
         start = data.draw(st.integers(0, len(batches) - 1), label="first batch")
+        limit = max(1, sum(len(batch.data) for batch in batches[start : start + 1 + more]) + room)
         expected, size = [batches[start]], len(batches[start].data)
         for batch in batches[start + 1 :]:
             size += len(batch.data)

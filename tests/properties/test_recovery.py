@@ -31,9 +31,13 @@ def harmed(draw: st.DrawFn, names: st.SearchStrategy[str], disk: MemoryDisk) -> 
     """Do one harm to `disk`; tell which."""
     name = draw(names)
     path, size = f"{PATH}/{name}", disk.size(f"{PATH}/{name}")
-    what = draw(st.sampled_from(["change", "zero", "stale", "cut", "swap", "remove"]))
-    at = draw(st.integers(0, max(size - 1, 0)))
-    if what == "change":
+    what = draw(st.sampled_from(["flip", "flip", "change", "zero", "stale", "cut", "swap", "remove"]))
+    # Mostly where something is written.
+    used = len(disk.read(path, 0, size).rstrip(b"\0"))
+    at = draw(st.integers(0, max(used - 1, 0)) | st.integers(0, max(size - 1, 0)))
+    if what == "flip":
+        disk.flip(path, at, draw(st.integers(1, 255)))
+    elif what == "change":
         overwrite(disk, path, at, draw(st.binary(min_size=1, max_size=40)))
     elif what == "zero":
         low = at - at % SECTOR_BYTES if draw(st.booleans()) else at

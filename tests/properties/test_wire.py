@@ -6,13 +6,16 @@ damage are drawn, several kinds of damage at once among them.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coord import wire
+from coord.raft.batch import COMMANDS, encode_entry, make_batch
 from coord.raft.messages import Append, Message
 from coord.wire import BadFrame, Envelope, Identity, decode, encode
-from properties.frames import EXTREMES, damaged, name, unsigned
+from properties.frames import EXTREMES, damaged, forged, name, unsigned
 from test_wire import FOUNDING, MESSAGES, SAMPLES, A, B, sent
 
 PROPERTIES = settings.get_profile("properties")
@@ -45,7 +48,7 @@ def test_every_field_at_its_limits_comes_back(
 
 
 @PROPERTIES
-@given(damaged(whole))
+@given(damaged(whole) | whole.flatmap(forged))
 def test_whatever_arrives_is_a_message_as_encoded_or_a_counted_refusal(frame: bytes) -> None:
     found = judged(frame)
     if isinstance(found, Envelope):
@@ -87,6 +90,37 @@ def test_a_splice_is_refused_or_made_of_whole_summed_parts(one: bytes, other: by
         assert head in heads, "a head that nobody sent"
     else:
         assert found.message in sources, "a message that nobody sent"
+
+
+@st.composite
+def loose_batches(draw: st.DrawFn) -> Append:
+    """Whole batches that may or may not follow what is before them."""
+    prev_index, prev_term = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    batches, first = [], prev_index + 1
+    for _ in range(draw(st.integers(1, 3))):
+        first = max(1, first + draw(st.sampled_from([0, 0, 0, 0, 1, -1])))
+        count = draw(st.integers(1, 2))
+        term, time = draw(st.integers(0, 4)), draw(st.sampled_from([0, 1, 2, wire.NUMBER_LIMIT - 1, wire.NUMBER_LIMIT]))
+        batches.append(make_batch(COMMANDS, term, first, time, [encode_entry(b"")] * count, count))
+        first += count
+    return Append(draw(st.integers(0, 5)), prev_index, prev_term, 0, 0, batches)
+
+
+@PROPERTIES
+@given(loose_batches())
+def test_batches_are_believed_when_each_follows_the_one_before(message: Append) -> None:
+    entries = [(message.prev_index, message.prev_term, 0)]
+    entries += [(index, one.term, one.time) for one in message.batches for index in range(one.first, one.last + 1)]
+    follows = all(
+        after[0] == before[0] + 1 and before[1] <= after[1] <= message.term and before[2] <= after[2]
+        for before, after in pairwise(entries)
+    )
+    fits = all(entry[2] < wire.NUMBER_LIMIT for entry in entries)
+    found = judged(sent(message))
+    if follows and fits:
+        assert isinstance(found, Envelope), f"a good message was refused: {found}"
+    else:
+        assert found == "batch", f"entries {entries} in term {message.term} were believed"
 
 
 @PROPERTIES

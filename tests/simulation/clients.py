@@ -215,6 +215,8 @@ class Client:
             self._doubt(proposal)
             self._end(wish, "unknown")
         elif isinstance(reply, CoordError):
+            # Any other error says that it had no effect and never will.
+            self._withdraw(proposal)
             self._end(wish, "failed")
         elif reply[0] == _OK:
             for key in wish.changes:

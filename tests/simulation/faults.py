@@ -42,6 +42,7 @@ class Faults:
         self._every(knobs.partition_every, "partition", self._partition)
         self._every(knobs.clog_every, "clog", self._clog)
         self._every(knobs.crash_every, "crash", self._crash)
+        self._every(knobs.stop_every, "stop", self._stop)
         self._every(knobs.pause_every, "pause", self._pause)
         self._every(knobs.stall_every, "stall", self._stall)
         self._every(knobs.transfer_every, "transfer", self._transfer)
@@ -168,6 +169,13 @@ class Faults:
             for name in self._world.names:
                 self._world.light(name, 0, down * down / _DOWN_SECONDS[1])
         self._world.light(victim, fuse if rng.random() < 0.7 else 0, down * down / _DOWN_SECONDS[1])
+
+    def _stop(self, rng: random.Random) -> None:
+        """As a user stops it, politely; it comes back."""
+        process, patience = self._world.living(self._victim(rng)), rng.choice([0.0, 0.5, 5.0])
+        if process is not None:
+            self._world.say(process.name, f"is asked to stop within {patience:g} seconds")
+            process.leave(patience)
 
     def _pause(self, rng: random.Random) -> None:
         self._world.pause(self._victim(rng), rng.uniform(*_PAUSE_SECONDS))

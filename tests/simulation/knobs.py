@@ -47,6 +47,8 @@ class Knobs:
     partition_every: float = NEVER
     clog_every: float = NEVER
     crash_every: float = NEVER
+    #: A member is stopped as a user stops it.
+    stop_every: float = NEVER
     pause_every: float = NEVER
     stall_every: float = NEVER
     transfer_every: float = NEVER
@@ -180,6 +182,7 @@ def draw(seed: int) -> Knobs:
         partition_every=one_of("partitions", NEVER, 0.7, 1.5, 4),
         clog_every=one_of("clogs", NEVER, NEVER, 2),
         crash_every=one_of("crashes", NEVER, NEVER, 0.7, 3),
+        stop_every=one_of("stops", NEVER, NEVER, 3),
         pause_every=one_of("pauses", NEVER, NEVER, 2),
         stall_every=one_of("stalls", NEVER, NEVER, 3),
         transfer_every=one_of("transfers", NEVER, NEVER, 1, 4),

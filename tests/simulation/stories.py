@@ -6,6 +6,7 @@ What must not live here: random troubles (`faults`).
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 from typing import Any
@@ -23,16 +24,20 @@ from coord.raft.messages import (
     HeartbeatResponse,
     Persist,
     Send,
+    TimeoutNow,
     VoteRequest,
     VoteResponse,
 )
 from coord.raft.roles import LEADER
 from coord.raft.settings import Settings
-from coord.testing.disk import View
+from coord.storage.snapshots import snapshot_name
+from coord.testing.chance import stream
+from coord.testing.disk import DATA, View
 from coord.testing.network import Conditions, between
 from coord.testing.process import Process
 from coord.testing.simulation import Hardware
 from coord.watch import Watch
+from coord.wire import encode
 from simulation.knobs import Knobs
 from simulation.rules import FlooredRead
 from simulation.world import World
@@ -268,6 +273,127 @@ def power_lost_after_a_lonely_mark(seed: int) -> None:
         let_pass(world, 0.004)
 
 
+def one_snapshot_rots(seed: int) -> None:
+    """The newest snapshot can no longer be read. The one before it and the log still give everything, so its member
+    starts as if nothing had happened."""
+    knobs = quiet()
+    knobs.options["snapshot_entries"], knobs.hardware.segment_bytes = 5, 1024
+    world = World(seed, knobs)
+    process = leader_of(world)
+    for _ in range(8):
+        world.write(process, 6)
+        let_pass(world, 0.5)
+    core, name = process.replica.core, process.name
+    newest = core.snapshot
+    assert newest is not None and core.older_snapshot is not None and process.storage.segment_count > 1
+    world.kill(name, power=False)
+    world.disks[name].flip(f"{DATA}/{snapshot_name(newest.index)}", 16 + seed * 7 % newest.size)
+    world.revive(name)
+    let_pass(world, 5)
+    assert world.process(name).replica.machine.applied_index == world.truth.committed, "it does not keep up"
+
+
+def one_snapshot_fails(seed: int) -> None:
+    """For a moment there is no room for a snapshot. The next one succeeds."""
+    knobs = quiet()
+    knobs.options["snapshot_entries"] = 5
+    world = World(seed, knobs)
+    process = leader_of(world)
+    world.disks[process.name].fail("create", 1, errno.ENOSPC)
+    for _ in range(3):
+        world.write(process, 6)
+        let_pass(world, 0.5)
+    counters = process.replica.counters
+    assert counters.snapshots_failed == 1 and counters.snapshots_taken, "no snapshot after one that failed"
+
+
+def a_snapshot_knows_what_its_index_knew(seed: int) -> None:
+    """While a snapshot is taken the newest membership may not have committed, and may still be taken back: it is not
+    that of the snapshot (trap 25)."""
+    knobs = quiet()
+    knobs.options["snapshot_entries"] = 1
+    world, taken = World(seed, knobs), 0
+    while world.timeline.step(2.0):
+        for process in world.alive():
+            meta = process.replica.core.snapshot
+            if meta is not None:
+                taken += 1
+                assert meta.membership_index <= meta.index, f"{process.name}: {meta}"
+    assert taken
+
+
+def late_word_when_the_lease_is_back(seed: int) -> None:
+    """The word to take over is so late that the leader has its lease again. It names the end of a log that has grown
+    since, so it means nothing any more (trap 32)."""
+    world = World(seed, quiet(lease_reads=True))
+    leader = leader_of(world)
+    let_pass(world, 1.0)
+    core = leader.replica.core
+    target = next(name for name in world.names if name != leader.name)
+    world.network.cut([(leader.name, target)])
+    word = TimeoutNow(core.term, core.log.last_index)
+    assert world.transfer(leader, target)
+    until(world, lambda: core.transfer_state is None, "the handing over is given up")
+    world.network.heal()
+    follower = world.process(target).replica.core
+    until(world, lambda: core.lease_until() > leader.local(), "the lease is back")
+    until(world, lambda: follower.log.last_index == core.log.last_index, "the target has the whole log")
+    world.network.send(leader.name, target, encode(leader.replica.identity, target, word))
+    let_pass(world, 1.0)
+    assert core.role == LEADER and not follower.term > core.term, "an old word to take over is obeyed"
+
+
+def a_leader_whose_disk_hangs(seed: int) -> None:
+    """Its heartbeats go on, so nobody else can end this: it must let another lead (trap 45)."""
+    world = World(seed, quiet(sync_time=0.001))
+    leader = leader_of(world)
+    let_pass(world, 1.0)
+    world.stall(leader.name, 100.0)
+    world.write(leader, 3)
+    assert leader_of(world, newer_than=leader.replica.core.term).name != leader.name
+
+
+def frames_go_astray(seed: int) -> None:
+    """Sockets reconnect to whoever answers at an address, so frames reach members they are not for (trap 48). While
+    several stand for election at once, somebody else's vote looks like one's own."""
+    knobs = quiet(kill_new_leader=1.0, crash_every=0.7, partition_every=1.5, notice=1.0)
+    knobs.chaos, knobs.clients = 8.0, 2
+    world, chance = World(seed, knobs), stream(seed, "astray")
+    deliver = world.network._deliver
+
+    def astray(target: str, source: str, frame: bytes) -> None:
+        deliver(target, source, frame)
+        other = chance.choice(world.names)
+        if other not in (target, source) and not world.calm:
+            deliver(other, source, frame)
+
+    world.network._deliver = astray
+    world.run()
+
+
+def a_stranger_at_a_members_address(seed: int) -> None:
+    """Before a member was ever heard, somebody of another group that goes by the same names answers at its address. It
+    must not be taken for that member, or the true one would be refused for ever (traps 47, 48)."""
+    world, elsewhere = World(seed, quiet()), World(seed + 1, quiet())
+    world.stay_dead.add("c")
+    world.kill("c")
+    leader = leader_of(world)
+    leader_of(elsewhere)
+    let_pass(world, 1.0)
+    let_pass(elsewhere, 1.0)
+    stranger = elsewhere.process("c").replica.identity
+    assert stranger.group_number and leader.replica.identity.group_number
+    for name in ("a", "b"):
+        world.network.send("c", name, encode(stranger, name, HeartbeatResponse(0, 0, 0)))
+    let_pass(world, 0.1)
+    world.write(leader, 1)
+    let_pass(world, 0.5)
+    world.stay_dead.discard("c")
+    world.revive("c")
+    late = world.process("c")
+    until(world, lambda: late.replica.machine.applied_index == world.truth.committed, "the true member takes part")
+
+
 STORIES = [
     come_and_gone,
     a_damaged_member_promises_nothing,
@@ -277,4 +403,11 @@ STORIES = [
     falls_due_in_an_idle_group,
     a_watch_after_a_restart,
     power_lost_after_a_lonely_mark,
+    one_snapshot_rots,
+    one_snapshot_fails,
+    a_snapshot_knows_what_its_index_knew,
+    late_word_when_the_lease_is_back,
+    a_leader_whose_disk_hangs,
+    frames_go_astray,
+    a_stranger_at_a_members_address,
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from coord.errors import CoordError, StorageError
+from coord.errors import ClosedError, CoordError, StorageError
 from coord.machine import commands
 from coord.raft.batch import Batch
 from coord.raft.core import Core
@@ -327,6 +327,10 @@ class World(Simulation):
 
     def stopped(self, process: Process) -> None:
         failure, name = process.failure, process.name
+        if process.leaving_until is not None and isinstance(failure, ClosedError):
+            self.truth.note("stopped by its user")
+            super().stopped(process)
+            return
         harm, failing = self.atlas.harm(name), self._disk_fails(name)
         expected = isinstance(failure, StorageError) and (harm or failing)
         self.truth.require(bool(expected), f"has stopped itself: {failure!r}", process)

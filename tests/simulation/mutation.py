@@ -1,0 +1,209 @@
+"""A mistake that can be put back in, and the kinds of worlds in which mistakes show sooner.
+
+What must not live here: which mistakes there are (`mistakes` and its tables), how they are hunted (`mutants`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from simulation.knobs import NEVER, Knobs, draw
+from simulation.rewrite import Edit, rewritten
+from simulation.world import World
+
+
+def as_drawn(knobs: Knobs) -> None:
+    """No help needed."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    #: Who shipped it, or the number of the trap.
+    origin: str
+    edits: tuple[Edit, ...]
+    #: Makes the worlds in which it shows more likely.
+    world: Callable[[Knobs], None] = as_drawn
+    #: Told instead, where chance would take too long.
+    story: Callable[[int], None] | None = None
+
+    def try_seed(self, seed: int) -> None:
+        """Raises when the mistake shows; it must have been `applied`."""
+        if self.story is not None:
+            self.story(seed)
+            return
+        knobs = draw(seed)
+        self.world(knobs)
+        World(seed, knobs).run()
+
+
+def mutant(
+    name: str,
+    origin: str,
+    *edits: tuple[Any, str, str, str],
+    world: Callable[[Knobs], None] = as_drawn,
+    story: Callable[[int], None] | None = None,
+) -> Mutant:
+    return Mutant(name, origin, tuple(Edit(*edit) for edit in edits), world, story)
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """Within this context the mistake is made, by every member."""
+    with rewritten(mutant.edits):
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Worlds. Each leaves alone what its mistakes do not need.
+
+
+def stale_leaders(knobs: Knobs) -> None:
+    """Leaders that do not know that others lead, and are asked."""
+    knobs.partition_every, knobs.kill_new_leader = 0.7, 0.7
+    knobs.clients, knobs.reads, knobs.think, knobs.keys = 6, 12, 0.02, 2
+    knobs.conditions.hold, knobs.conditions.late, knobs.notice = True, 0.05, 1.0
+    knobs.hardware.sync_time = min(knobs.hardware.sync_time, 0.01)
+
+
+def leases(knobs: Knobs) -> None:
+    stale_leaders(knobs)
+    knobs.options |= {"lease_reads": True, "clock_drift": 0.01}
+    knobs.jump_every = NEVER
+    knobs.rates = tuple(1 + (rate - 1) % 0.01 for rate in knobs.rates)
+    knobs.false_evidence, knobs.transfer_every, knobs.deaf_on_transfer = 1.0, 1.0, 1.0
+
+
+def three_members(knobs: Knobs) -> None:
+    """Three that are alike, all of them needed, on disks that neither fail nor rot."""
+    knobs.members, knobs.stay_dead = 3, 0
+    knobs.rot_every = knobs.misdirect_every = knobs.wipe_every = knobs.disk_error_every = knobs.full_every = NEVER
+    knobs.priorities, knobs.rates = (0,) * knobs.members, (1.0,) * knobs.members
+
+
+def many_terms(knobs: Knobs) -> None:
+    """Leaders that end before they have done anything."""
+    three_members(knobs)
+    knobs.kill_new_leader, knobs.crash_every, knobs.partition_every, knobs.conditions.loss = 1.0, 0.7, 1.5, 0.0
+
+
+def slow_disks(knobs: Knobs) -> None:
+    many_terms(knobs)
+    knobs.hardware.sync_time, knobs.conditions.loss = 0.1, 0.02
+
+
+def one_by_one(knobs: Knobs) -> None:
+    """Logs that differ are brought together one batch at a time."""
+    slow_disks(knobs)
+    knobs.options |= {"max_append_bytes": 1, "max_batch_bytes": 300, "max_uncommitted_bytes": 64 << 20}
+    knobs.burst_every, knobs.burst, knobs.think = 0.5, 10, 0.05
+
+
+def narrow_windows(knobs: Knobs) -> None:
+    """One append to each follower at a time, and much of what is said gets lost."""
+    three_members(knobs)
+    knobs.options |= {"max_inflight_messages": 1, "max_uncommitted_bytes": 64 << 20}
+    knobs.crash_every = knobs.partition_every = knobs.pause_every = knobs.clog_every = NEVER
+    knobs.kill_new_leader, knobs.conditions.loss, knobs.think, knobs.false_evidence = 0.0, 0.3, 0.1, 0.0
+    knobs.transfer_every = knobs.stall_every = NEVER
+
+
+def overtaking(knobs: Knobs) -> None:
+    """Whole windows arrive in any order."""
+    knobs.options |= {"max_inflight_messages": 64, "heartbeat": 0.15, "election_timeout": (1.5, 3.0), "session_ttl": 6.0}
+    conditions = knobs.conditions
+    conditions.in_order, conditions.delay, conditions.jitter = False, 0.005, 0.05
+    conditions.late, conditions.loss = 0.02, 0.02
+    knobs.think, knobs.clients, knobs.burst_every, knobs.burst = 0.05, 6, 0.3, 10
+    knobs.hardware.sync_time = knobs.hardware.turn_delay = 0.0
+
+
+def snapshots(knobs: Knobs) -> None:
+    """Taken all the time, slow to write, and often overtaken by the log."""
+    knobs.options["snapshot_entries"], knobs.hardware.snapshot_time = 6, 1.0
+    knobs.think, knobs.conditions.hold = 0.05, True
+    knobs.partition_every, knobs.kill_new_leader, knobs.crash_every = 0.7, 0.7, 3.0
+
+
+def pulled_snapshots(knobs: Knobs) -> None:
+    """Members are often so far behind that only a snapshot helps, and soon after lose power."""
+    three_members(knobs)
+    knobs.options |= {"snapshot_entries": 6, "snapshot_chunk_bytes": 400, "history_revisions": 40}
+    knobs.hardware.snapshot_time, knobs.hardware.sync_time = 0.05, 0.01
+    knobs.think, knobs.clients, knobs.burst_every, knobs.burst = 0.05, 6, 0.5, 10
+    knobs.partition_every, knobs.crash_every, knobs.kill_new_leader, knobs.conditions.loss = 1.0, 0.5, 0.3, 0.0
+
+
+def restarts(knobs: Knobs) -> None:
+    """Members come back at once, and find what was meant for their former selves."""
+    knobs.crash_every, knobs.kill_new_leader, knobs.notice = 0.5, 0.0, 0.0
+    knobs.clients, knobs.reads, knobs.think = 6, 12, 0.02
+    knobs.conditions.late, knobs.conditions.late_by, knobs.conditions.loss = 0.3, 1.5, 0.0
+    knobs.partition_every, knobs.hardware.sync_time, knobs.hardware.turn_delay = NEVER, 0.0, 0.0
+
+
+def power_cuts(knobs: Knobs) -> None:
+    """Machines lose power in the middle of writes, and again while they start."""
+    three_members(knobs)
+    knobs.crash_every, knobs.crash_at_start, knobs.kill_new_leader = 0.4, 0.3, 0.5
+    knobs.hardware.sync_time, knobs.hardware.segment_bytes = 0.02, 2048
+    knobs.think, knobs.clients, knobs.value_bytes = 0.05, 4, 150
+
+
+def rotting_disks(knobs: Knobs) -> None:
+    """Bits change on one of the disks, which are read again soon after."""
+    power_cuts(knobs)
+    knobs.rot_every, knobs.crash_every, knobs.kill_new_leader, knobs.crash_at_start = 0.4, 0.7, 0.0, 0.0
+    knobs.options["snapshot_entries"] = 1 << 30
+
+
+def failing_disks(knobs: Knobs) -> None:
+    """Syncs fail, and power is lost soon after."""
+    power_cuts(knobs)
+    knobs.disk_error_every, knobs.crash_every, knobs.kill_new_leader = 0.2, 0.7, 0.0
+
+
+def wiped_disks(knobs: Knobs) -> None:
+    """A member loses everything and comes back under its old name."""
+    three_members(knobs)
+    knobs.wipe_every, knobs.crash_every, knobs.kill_new_leader = 1.0, 1.0, 0.5
+    knobs.conditions.loss, knobs.conditions.damage = 0.0, 0.0
+
+
+def damaged_frames(knobs: Knobs) -> None:
+    """Bits change on the way."""
+    knobs.conditions.damage, knobs.think, knobs.clients, knobs.value_bytes = 0.05, 0.05, 6, 150
+
+
+def impatient_callers(knobs: Knobs) -> None:
+    """The leader's disk is slow and takes one write at a time; its callers do not wait for long."""
+    three_members(knobs)
+    knobs.options |= {"max_uncommitted_bytes": 1, "max_inflight_messages": 64}
+    knobs.hardware.sync_time, knobs.client_timeout, knobs.think, knobs.clients = 0.1, 0.1, 0.02, 6
+
+
+def fickle_leaders(knobs: Knobs) -> None:
+    """Leaders change all the time while there is much to write, so that most of it is sent twice."""
+    three_members(knobs)
+    knobs.partition_every, knobs.kill_new_leader, knobs.crash_every, knobs.transfer_every = 0.7, 0.7, 3.0, 1.0
+    knobs.think, knobs.clients, knobs.burst_every, knobs.burst, knobs.client_timeout = 0.02, 6, 0.5, 10, 6.0
+
+
+def silent_members(knobs: Knobs) -> None:
+    """Members are out of reach for longer than their session lasts."""
+    three_members(knobs)
+    knobs.options["session_ttl"] = 4 * knobs.options["heartbeat"]
+    knobs.partition_every, knobs.pause_every, knobs.crash_every, knobs.kill_new_leader = 1.0, 1.0, 2.0, 0.3
+    knobs.think, knobs.clients = 0.05, 6
+
+
+def moving_watches(knobs: Knobs) -> None:
+    """Watches go on at another member again and again."""
+    three_members(knobs)
+    knobs.crash_every, knobs.partition_every, knobs.kill_new_leader = 0.5, 1.0, 0.0
+    knobs.think, knobs.clients, knobs.burst_every = 0.02, 6, NEVER
+    knobs.writes, knobs.reads, knobs.local_reads, knobs.keys = 10, 0, 0, 4
+    knobs.options["history_revisions"] = 5

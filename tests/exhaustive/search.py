@@ -169,7 +169,7 @@ class Search:
         progress: Callable[[Outcome], None] | None = None,
     ) -> Outcome:
         """Until everything was visited, something is wrong, or a limit is reached."""
-        outcome, began = Outcome(self.scope), time.perf_counter()
+        outcome, began = Outcome(self.scope), time.process_time()
         first, _ = self._first()
         #: Each state, and the one it was first reached from.
         seen = {first: first}
@@ -178,7 +178,7 @@ class Search:
             following: list[int] = []
             for position, state in enumerate(level):
                 done += 1
-                if len(seen) >= max_states or (done & 255 == 0 and time.perf_counter() - began > max_seconds):
+                if len(seen) >= max_states or (done & 255 == 0 and time.process_time() - began > max_seconds):
                     outcome.frontier = len(level) - position + len(following)
                     break
                 try:
@@ -204,7 +204,7 @@ class Search:
         return outcome
 
     def _count(self, outcome: Outcome, states: int, began: float) -> None:
-        outcome.states, outcome.seconds = states, time.perf_counter() - began
+        outcome.states, outcome.seconds = states, time.process_time() - began
         outcome.members = sum(bool(member.tried or member.moves) for member in self._members)
         outcome.turns, outcome.messages, outcome.networks = self.turns, len(self._messages), len(self._networks)
 

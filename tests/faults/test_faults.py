@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import coord
-from faults import judge
+from faults import judge, second_opinion
 from faults.disk import flip_byte, written_bytes
 from faults.lab import QUICK, Lab, refused_start
 from faults.scenarios import HEAD, Scenario, network_for, run, scenarios
@@ -47,6 +47,8 @@ def test_a_member_that_lies_is_found_out(tmp_path: Path) -> None:
     assert judge.check_local_reads(recorded, judge.build_log(recorded))
     with pytest.raises(AssertionError, match=r"after .* was acknowledged"):
         judge.check_all(recorded)
+    with pytest.raises(AssertionError, match="not linearizable"):
+        second_opinion.check_shared(recorded)
 
 
 def test_a_damaged_log_is_told_by_start(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from faults import judge
+from coord.testing.anomalies import HistoryViolation
+from faults import judge, second_opinion
 from faults.record import CONFLICT, OK, REFUSED, UNKNOWN, Call, Event, Recorded, Role, Watched
 
 
@@ -60,6 +61,7 @@ def test_what_may_be(good: Recorded) -> None:
         "terms": 2,
     }
     assert judge.check_end(good, [END, END]) == 1
+    assert second_opinion.check_shared(good) == {"searched": 6, "by revision": 10, "watched too": 8}
 
 
 def change(position: int, **values: Any) -> Callable[[Recorded], None]:
@@ -151,6 +153,25 @@ def test_what_may_not_be(good: Recorded, spoil: Callable[[Recorded], None], why:
 def test_how_it_may_not_end(good: Recorded, ends: list[dict[str, list[Any]]], why: str) -> None:
     with pytest.raises(AssertionError, match=why):
         judge.check_end(good, ends)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        change(1, expected=4),
+        change(5, revision=5, value="one"),
+        change(6, revision=5, value="one"),
+        change(9, revision=7, value="two"),
+        change(8, revision=5, value="one"),
+        forget(0, 2),
+        swap_events,
+        tell_twice,
+    ],
+)
+def test_what_the_second_opinion_does_not_let_pass(good: Recorded, spoil: Callable[[Recorded], None]) -> None:
+    spoil(good)
+    with pytest.raises(HistoryViolation):
+        second_opinion.check_shared(good)
 
 
 def test_a_gap_that_a_snapshot_made(good: Recorded) -> None:

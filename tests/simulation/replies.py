@@ -69,6 +69,9 @@ class Replies:
 
     def settling(self, process: Process, sequence: int, reply: Any) -> None:
         """S2: exactly once, whichever copy, whoever leads."""
+        if reply[0] == _SESSION_ENDED:
+            # No answer: of a session that was given up in this very batch, perhaps.
+            return
         session = process.replica.numbering.session
         known = self._truth.replies.get((session, sequence), [])
         if reply not in known:

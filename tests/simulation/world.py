@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from coord.errors import ClosedError, CoordError, StorageError
+from coord.errors import ClosedError, ConfigurationError, CoordError, StorageError
 from coord.machine import commands
 from coord.raft.batch import Batch
 from coord.raft.core import Core
@@ -273,7 +273,7 @@ class World(Simulation):
             self._check_recovery(name, harm)
         elif harm:
             self._out(name, f"refuses to start on a harmed disk: {error}")
-        elif isinstance(error, StorageError) and self._disk_fails(name):
+        elif isinstance(error, StorageError | ConfigurationError) and self._disk_fails(name):
             self.truth.note("could not start on a failing disk")
             self.timeline.after(self._starting.uniform(0.1, 1), self.revive, name)
         else:

@@ -118,6 +118,8 @@ class Group:
         self._killed: set[str] = set()
         self._paused: set[str] = set()
         self._cuts: set[Link] = set()
+        #: Who led when it was last looked for.
+        self._found = ""
         self._loss, self._delay = 0.0, 0.0
         self._state = "not started; call start(), or use it in a with statement"
         self._condition(loss, _VIRTUAL_DELAY if delay is None and virtual else delay or 0.0)

@@ -177,6 +177,10 @@ def _only_looks(operation: Operation) -> bool:
     return operation.kind in (GET, HOLDER) or (operation.kind == RELEASE and operation.existed is False)
 
 
+def _is_unknown_write(operation: Operation) -> bool:
+    return operation.outcome == UNKNOWN and operation.kind in WRITES
+
+
 def _items(operations: list[Operation]) -> list[_Item]:
     """Without what had no effect and told nothing. Of unknown writes, those whose values were seen had happened by
     then; those that made no difference are left out."""
@@ -186,12 +190,10 @@ def _items(operations: list[Operation]) -> list[_Item]:
     items = []
     for operation in wanted:
         returned = operation.returned
-        if operation.outcome == UNKNOWN and operation.kind in WRITES:
+        if _is_unknown_write(operation):
             if seen.can_be_left_out(operation):
                 continue
             returned = seen.first_seen(operation)
-            if returned < operation.invoked:
-                returned = FOREVER
         elif operation.outcome == UNKNOWN:
             returned = FOREVER
         items.append(_Item(operation, operation.invoked, returned))
@@ -229,7 +231,8 @@ class _Seen:
     def first_seen(self, operation: Operation) -> float:
         """When an operation returned that found what only `operation` wrote."""
         names = [(key, identity(value)) for key, value in operation.puts.items()]
-        return min((self._found.get(name, FOREVER) for name in names if self._writers[name] == 1), default=FOREVER)
+        seen = min((self._found.get(name, FOREVER) for name in names if self._writers[name] == 1), default=FOREVER)
+        return seen if seen >= operation.invoked else FOREVER
 
     def can_be_left_out(self, operation: Operation) -> bool:
         """Whether it makes no difference to anybody: it only puts, and nobody found what it put, or could tell.
@@ -311,8 +314,8 @@ class _Search:
                     bits = taken | 1 << number
                     if (bits, after) not in seen:
                         seen.add((bits, after))
-                        # What changes nothing may as well happen now as later: no need to come back to it. But it
-                        # has if it told something: a revision, which it was only now decided to be.
+                        # What only looks may as well look now as later: no need to come back to it, unless it told
+                        # a revision nobody knew.
                         stack.append((at, state, taken, -1 if looks[number] and after == state else 0))
                         self._lift(at)
                         state, taken, at = after, bits, following[0]
@@ -411,6 +414,12 @@ class _Budget:
         return self._searches < _SHRINK_SEARCHES and self._steps < _SHRINK_STEPS
 
     def fails(self, items: list[_Item], model: Model) -> bool:
+        # Who saw an unknown write, and so said that it had happened, may be gone.
+        seen = _Seen([item.operation for item in items])
+        items = [
+            replace(item, returned=seen.first_seen(item.operation)) if _is_unknown_write(item.operation) else item
+            for item in items
+        ]
         verdict, steps, _ = _search(items, model, _SHRINK_STEPS)
         self._searches += 1
         self._steps += steps

@@ -81,7 +81,8 @@ class ConfigKeys:
 
     The state is (position, entries): the log index of the last write, or the least it can have been, and for each key
     (value, revision). A revision nobody has been told is negative: -7 is some revision, 7 or later. It becomes known
-    when somebody is told it, or meets a condition with it.
+    when somebody is told it, or meets a condition with it. That it must also be below that of the next write of another
+    key is not kept track of: the checks by revision see that.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -151,12 +152,17 @@ class ConfigKeys:
 def _learn(state: State, slot: int, revision: int) -> State | None:
     """The state once the entry in `slot` is known to be at `revision` (0: not said); None if it cannot be."""
     position, entries = state
-    value, known = entries[slot]
+    _, known = entries[slot]
     if revision == 0 or known == revision:
         return state
     if known >= 0 or revision < -known:
         return None
-    return max(position, revision), (*entries[:slot], (value, revision), *entries[slot + 1 :])
+    # Unknown revisions rise in the order of the writes, and those of one write are equal.
+    becomes, least = {known: revision}, revision
+    for later in sorted({other for _, other in entries if other < known}, reverse=True):
+        least = max(-later, least + 1)
+        becomes[later] = -least
+    return max(position, least), tuple((value, becomes.get(other, other)) for value, other in entries)
 
 
 def _may_differ(entry: tuple[Any, int], required: int) -> bool:

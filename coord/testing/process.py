@@ -289,4 +289,3 @@ class Process:
 
     def _background(self, task: Callable[[], Callable[[], None]]) -> None:
         self.simulation.background(self, task)
-

@@ -199,6 +199,9 @@ class RealWorld:
         return node
 
     def kill(self, name: str) -> None:
+        self._end(name, ClosedError(f"member {name!r} was killed by the test"))
+
+    def _end(self, name: str, error: ClosedError) -> None:
         """What its thread has not done by now it never does, as far as anybody else can see."""
         node = self._nodes[name]
         loop, transport = node._running_loop(), node.network
@@ -209,7 +212,7 @@ class RealWorld:
 
         def end() -> None:
             self.disks[name] = self.disks[name].image()
-            loop.replica.end(ClosedError(f"member {name!r} was killed by the test"))
+            loop.replica.end(error)
 
         transport.die()
         try:
@@ -276,7 +279,8 @@ class RealWorld:
             if node.network is not None:
                 node.network.resume()
             if node._loop is not None and node._loop.running:
-                threads.append(threading.Thread(target=self.kill, args=(name,), daemon=True))
+                closed = ClosedError(f"the group of member {name!r} was closed")
+                threads.append(threading.Thread(target=self._end, args=(name, closed), daemon=True))
         for thread in threads:
             thread.start()
         deadline = clock() + 4 * _PATIENCE

@@ -336,4 +336,3 @@ class Simulation:
 def _recipient_incarnation(frame: bytes) -> int:
     """As the frame has it, so that a trace can show what the real recipient may refuse."""
     return int.from_bytes(frame[HEADER_BYTES - 16 : HEADER_BYTES - 8], "little")
-

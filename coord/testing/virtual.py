@@ -27,7 +27,8 @@ from coord.testing.simulation import Hardware, Simulation
 _FOREVER_SECONDS = 600.0
 #: How soon a member takes a turn that nothing from outside has caused.
 _TURN_SECONDS = 0.001
-#: A paused member is paused for so long, again and again, until it is resumed.
+#: A paused member is paused for so long, again and again, until it is resumed: what is planned for the end of a pause
+#: then comes soon after it.
 _PAUSE_SECONDS = 0.1
 
 
@@ -149,12 +150,6 @@ class VirtualLoop(Loop):
 
     # What they want.
 
-    @property
-    def process(self) -> Process:
-        process = self.world.processes[self.name]
-        assert process.replica is self._replica, "a loop is for one life"
-        return process
-
     def start(self, timeout: float) -> None:
         self.world.check_thread()
         simulation = self.world.simulation
@@ -163,7 +158,9 @@ class VirtualLoop(Loop):
             self._problem = problem
             self._ready.set()
             raise problem
-        self._replica = simulation.processes[self.name].replica
+        #: A loop is for one life.
+        self.process = simulation.processes[self.name]
+        self._replica = self.process.replica
         self.started_at = simulation.timeline.now
         self._ready.set()
 
@@ -336,16 +333,18 @@ class VirtualWorld:
 
     def pause(self, name: str) -> bool:
         self._pauses[name] = self.processes[name]
+        self.simulation.say(name, "is paused")
         self._keep_paused(name, self.processes[name])
         return True
 
     def _keep_paused(self, name: str, process: Process) -> None:
         if self._pauses.get(name) is process and not process.dead:
-            self.simulation.pause(name, _PAUSE_SECONDS)
+            process.paused_until = self.now() + _PAUSE_SECONDS
             self.simulation.timeline.after(_PAUSE_SECONDS / 2, self._keep_paused, name, process)
 
     def resume(self, name: str) -> None:
         self._pauses.pop(name, None)
+        self.simulation.say(name, "is resumed")
         self.simulation.resume(name)
 
     def cut(self, links: Collection[tuple[str, str]]) -> None:

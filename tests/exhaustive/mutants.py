@@ -27,6 +27,8 @@ class Mutant:
     #: In `owner.name`, `old` becomes `new`: (owner, name, old, new).
     edits: tuple[tuple[Any, str, str, str], ...]
     scope: Scope
+    #: Where it does harm as well: a larger scope, if it takes one; NO_HARM if a small one shows none.
+    harm: Scope | None = None
 
 
 @contextmanager

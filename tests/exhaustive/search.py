@@ -137,6 +137,8 @@ class Search:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.turns = 0
+        #: Each state, and the one it was first reached from.
+        self._seen: dict[int, int] = {}
         self._members: list[Member] = []
         self._member_of: dict[Local, int] = {}
         #: (sender, to, message), by bit.
@@ -171,8 +173,7 @@ class Search:
         """Until everything was visited, something is wrong, or a limit is reached."""
         outcome, began = Outcome(self.scope), time.process_time()
         first, _ = self._first()
-        #: Each state, and the one it was first reached from.
-        seen = {first: first}
+        seen = self._seen = {first: first}
         level, done = [first], 0
         while level and not outcome.violation:
             following: list[int] = []
@@ -202,6 +203,11 @@ class Search:
                 progress(outcome)
                 outcome.frontier = 0
         return outcome
+
+    def groups(self) -> set[tuple[Local, ...]]:
+        """The three members of every state that was found."""
+        found = {_unpack(state)[: len(NAMES)] for state in self._seen}
+        return {tuple(self._members[number].local for number in group) for group in found}
 
     def _count(self, outcome: Outcome, states: int, began: float) -> None:
         outcome.states, outcome.seconds = states, time.process_time() - began

@@ -1,4 +1,7 @@
-"""Replay one seed, make a failure smaller, or run many: ``PYTHONPATH=tests:. python -m simulation --seed 7 --trace``."""
+"""Replay one seed, make a failure smaller, or run many.
+
+``PYTHONPATH=tests:. python -m simulation --seed 7 --trace`` tells all that happens in the world of seed 7.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def many(options: argparse.Namespace) -> int:
     for part in run_seeds(options.seed, options.count, options.jobs):
         totals.add(part)
         for failure in part.failures:
-            print(f"seed {failure.seed}: {failure.kind}: {failure.said}\n  replay: {Case(failure.seed).command()} --trace")
+            print(
+                f"seed {failure.seed}: {failure.kind}: {failure.said}\n  replay: {Case(failure.seed).command()} --trace"
+            )
         print(f"{totals.seeds} seeds, {len(totals.failures)} failed", file=sys.stderr, flush=True)
         if totals.failures and not options.keep_going:
             break

@@ -1,7 +1,7 @@
 """The fault atlas: which disks may be harmed, so that every committed entry keeps a good copy and a majority remains.
 
-So whatever is lost all the same, and whoever stands still, is a bug and no bad luck. What must not live here: how a disk
-is harmed (`coord.testing.disk`), or when (`faults`).
+So whatever is lost all the same, and whoever stands still, is a bug and no bad luck. What must not live here: how a
+disk is harmed (`coord.testing.disk`), or when (`faults`).
 """
 
 from __future__ import annotations

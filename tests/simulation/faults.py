@@ -127,12 +127,7 @@ class Faults:
             return between([victim], others[:1])
         if shape == 5:
             # A chain: each reaches its neighbours only.
-            return [
-                (one, other)
-                for at, one in enumerate(names)
-                for to, other in enumerate(names)
-                if abs(at - to) > 1
-            ]
+            return [(one, other) for at, one in enumerate(names) for to, other in enumerate(names) if abs(at - to) > 1]
         if shape == 6:
             # A ring of majorities: each reaches its neighbours, and the ends are neighbours too.
             apart = len(names) // 2 + 1

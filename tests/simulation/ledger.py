@@ -13,20 +13,32 @@ from simulation.run import Totals
 LEDGER = Path(__file__).with_name("LEDGER.md")
 _HEAD = """# Ledger of simulated runs
 
-One row for each long run without a failure: `PYTHONPATH=tests:. python -m simulation --seed FIRST --count SEEDS --jobs 2
---ledger`, on a checkout without changes. The last row adds them up.
+One row for each long run without a failure, on a checkout without changes; the last row adds them up:
+`PYTHONPATH=tests:. python -m simulation --seed FIRST --count SEEDS --jobs 2 --ledger`
 
-| commit | first seed | seeds | events | simulated hours | crashes | partitions | disk troubles | entries committed | operations | probes met |
-|---|---|---|---|---|---|---|---|---|---|---|
 """
+_COLUMNS = (
+    "commit",
+    "first seed",
+    "seeds",
+    "events",
+    "simulated hours",
+    "crashes",
+    "partitions",
+    "disk troubles",
+    "entries committed",
+    "operations",
+    "probes met",
+)
 _DISKS = ("disk error", "full disk", "rot", "misdirected write", "wiped disk", "stall")
 
 
 def rows() -> list[list[str]]:
     if not LEDGER.exists():
         return []
-    lines = [line for line in LEDGER.read_text().splitlines() if line.startswith("| ") and "commit" not in line]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("| all")]
+    lines = [line for line in LEDGER.read_text().splitlines() if line.startswith("| ")]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in table if row[0] not in ("commit", "---", "all")]
 
 
 def add_row(first: int, totals: Totals) -> None:
@@ -52,4 +64,5 @@ def add_row(first: int, totals: Totals) -> None:
     table = [*rows(), [commit, *map(str, numbers), f"{met} of {len(totals.probes)}"]]
     sums = [sum(float(row[column]) for row in table) for column in range(2, 10)]
     last = ["all", "", *(f"{value:g}" if value % 1 else f"{value:.0f}" for value in sums), ""]
-    LEDGER.write_text(_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in [*table, last]))
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *table, last]
+    LEDGER.write_text(_HEAD + "".join(f"| {' | '.join(line)} |\n" for line in lines))

@@ -100,7 +100,12 @@ TERMS_AND_VOTES = [
     mutant(
         "late pre-votes count after the election",
         "trap 9, openraft 511f33c7",
-        (election, "on_vote_response", "asking = core.role == (PRE_CANDIDATE if message.pre else CANDIDATE)", "asking = True"),
+        (
+            election,
+            "on_vote_response",
+            "asking = core.role == (PRE_CANDIDATE if message.pre else CANDIDATE)",
+            "asking = True",
+        ),
         (election, "on_vote_response", "message.term == asked_for if message.granted", "True if message.granted"),
     ),
     mutant(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from coord import wire
 from coord.duties import Duties
-from coord.machine.expiry import Expiry
 from coord.machine.config_store import ConfigStore
+from coord.machine.expiry import Expiry
 from coord.machine.history import History
 from coord.machine.machine import Machine
 from coord.machine.sessions import Session
@@ -131,7 +131,12 @@ OUTCOMES = [
     mutant(
         "a write whose time is up is said never to happen",
         "trap 54, openraft #2096",
-        (Replica, "_housekeep", "answer = WITHDRAWN if proposal.give_up() else EXPIRED", "answer = WITHDRAWN; proposal.give_up()"),
+        (
+            Replica,
+            "_housekeep",
+            "answer = WITHDRAWN if proposal.give_up() else EXPIRED",
+            "answer = WITHDRAWN; proposal.give_up()",
+        ),
         world=impatient_callers,
     ),
     mutant(
@@ -355,7 +360,12 @@ FRAMES_AND_IDENTITIES = [
     mutant(
         "members are known by the leader's incarnation",
         "trap 46, openraft #1894",
-        (replication, "membership_to_pin", "with_incarnation(name, incarnation)", "with_incarnation(name, core.incarnation)"),
+        (
+            replication,
+            "membership_to_pin",
+            "with_incarnation(name, incarnation)",
+            "with_incarnation(name, core.incarnation)",
+        ),
     ),
     mutant(
         "any piece of a snapshot is taken for the next, and the whole is not checked",

@@ -31,7 +31,7 @@ from simulation.stories import (
 
 _SYNC = "self._files.sync(self._handle)\n    self._mark_unsynced = False\n    if not self._named:"
 _RENAME = 'self._files.rename(self._temporary(segment.number), f"{self._directory}/{segment.name}")'
-_CRC = "raise DamagedRecord(\"a record's checksum does not match\")"
+_CRC = 'raise DamagedRecord("a record\'s checksum does not match")'
 
 SYNCS_AND_NAMES = [
     mutant(

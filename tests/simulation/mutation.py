@@ -113,7 +113,12 @@ def narrow_windows(knobs: Knobs) -> None:
 
 def overtaking(knobs: Knobs) -> None:
     """Whole windows arrive in any order."""
-    knobs.options |= {"max_inflight_messages": 64, "heartbeat": 0.15, "election_timeout": (1.5, 3.0), "session_ttl": 6.0}
+    knobs.options |= {
+        "max_inflight_messages": 64,
+        "heartbeat": 0.15,
+        "election_timeout": (1.5, 3.0),
+        "session_ttl": 6.0,
+    }
     conditions = knobs.conditions
     conditions.in_order, conditions.delay, conditions.jitter = False, 0.005, 0.05
     conditions.late, conditions.loss = 0.02, 0.02

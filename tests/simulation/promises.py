@@ -140,7 +140,11 @@ class Promises:
     def _on_verified(self, process: Process, to: str, index: int) -> None:
         """A heartbeat is answered with how far the logs agree: no durability, but the truth."""
         leader = self._world.living(to)
-        if leader is None or leader.replica.core.role != LEADER or leader.replica.core.term != process.replica.core.term:
+        if (
+            leader is None
+            or leader.replica.core.role != LEADER
+            or leader.replica.core.term != process.replica.core.term
+        ):
             return
         theirs, ours = leader.replica.core.log.term_at(index), process.replica.core.log.term_at(index)
         self._truth.require(

@@ -88,5 +88,3 @@ def _find(module: types.CodeType, name: str) -> types.CodeType:
             if constant.co_name == "_Around":
                 return _find(constant, name)
     raise AssertionError(f"no {name} in what was compiled")
-
-

@@ -324,9 +324,7 @@ class Rules:
         self._require((kept.term, kept.vote) == (core.term, process.name), f"R1: its own vote: {kept}", process)
         votes = {voter for (term, voter), who in truth.votes.items() if term == core.term and who == process.name}
         votes.add(process.name)
-        self._require(
-            truth.is_majority(len(votes)), f"R1: elected by {sorted(votes)} in term {core.term}", process
-        )
+        self._require(truth.is_majority(len(votes)), f"R1: elected by {sorted(votes)} in term {core.term}", process)
         self._no_lease_of_another(process)
         # I4. Not "all committed so far": votes may be late, and an older leader may commit meanwhile. What was
         # committed in an older term is here.
@@ -343,7 +341,9 @@ class Rules:
         for other in self._world.alive():
             if other is not process and other.replica.core.role == LEADER:
                 self._require(
-                    other.replica.core.lease_until() <= other.local(), f"elected within the lease of {other.name}", process
+                    other.replica.core.lease_until() <= other.local(),
+                    f"elected within the lease of {other.name}",
+                    process,
                 )
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -356,7 +356,9 @@ class Rules:
             self._agrees(process, min(core.commit, self._truth.committed))
             self._truth.extend(core)
         else:
-            self._require(core.commit <= self._truth.committed, f"R3: commits {core.commit}, its leader has not", process)
+            self._require(
+                core.commit <= self._truth.committed, f"R3: commits {core.commit}, its leader has not", process
+            )
         self._agrees(process, core.commit)
 
     def _rule_of_commit(self, process: Process) -> None:
@@ -365,9 +367,13 @@ class Rules:
         self._require(term == core.term, f"R2: commits {core.commit} of term {term} (trap 1)", process)
         assert term is not None
         world = self._world
-        holders = [name for name in world.names if world.atlas.harm(name) or world.disks[name].view.holds(core.commit, term)]
+        holders = [
+            name for name in world.names if world.atlas.harm(name) or world.disks[name].view.holds(core.commit, term)
+        ]
         self._require(
-            self._truth.is_majority(len(holders)), f"R2: commits {core.commit}, which only {holders} hold on disk", process
+            self._truth.is_majority(len(holders)),
+            f"R2: commits {core.commit}, which only {holders} hold on disk",
+            process,
         )
 
     def _agrees(self, process: Process, index: int) -> None:
@@ -444,4 +450,3 @@ class Rules:
 def _opinion(core: Core, sender: str) -> tuple[int, int]:
     progress = core.progress.get(sender)
     return (progress.match, progress.acked_round) if progress is not None else (0, 0)
-

@@ -74,8 +74,8 @@ class Totals:
     def describe(self) -> str:
         rate = self.events / self.cpu_seconds if self.cpu_seconds else 0.0
         lines = [
-            f"{self.seeds} seeds, {self.events} events, {rate:.0f} a second and core; {self.seconds / 3600:.2f} simulated "
-            f"hours, {self.messages} messages, {self.crashes} crashes, {self.operations} operations of clients, "
+            f"{self.seeds} seeds, {self.events} events, {rate:.0f} a second and core; {self.seconds / 3600:.2f} "
+            f"simulated hours, {self.messages} messages, {self.crashes} crashes, {self.operations} operations of clients, "
             f"{self.committed} entries committed",
             f"  troubles: {_listed(self.troubles)}",
             f"  seen: {_listed(self.seen)}",
@@ -120,9 +120,7 @@ def run_chunk(seeds: range) -> Totals:
 
 def run_seeds(first: int, count: int, jobs: int) -> Iterator[Totals]:
     """Totals of one chunk after the other, as they come."""
-    chunks = [
-        range(start, min(start + _CHUNK, first + count)) for start in range(first, first + count, _CHUNK)
-    ]
+    chunks = [range(start, min(start + _CHUNK, first + count)) for start in range(first, first + count, _CHUNK)]
     if jobs <= 1:
         yield from map(run_chunk, chunks)
         return

@@ -123,8 +123,8 @@ def come_and_gone(seed: int) -> None:
 
 
 def a_damaged_member_promises_nothing(seed: int) -> None:
-    """What it forgot may be a newer term, a vote, an entry. Its word would let an older leader commit, or confirm reads;
-    its vote would elect one that lacks what was committed."""
+    """What it forgot may be a newer term, a vote, an entry. Its word would let an older leader commit, or confirm
+    reads; its vote would elect one that lacks what was committed."""
     core = follower(damage="entry 3 is corrupt")
     core.step(1.0, "a", 1, Append(1, 0, 0, 0, 1, [batch(1, 1)]))
     core.step(1.0, "a", 1, Heartbeat(1, 0, 2))

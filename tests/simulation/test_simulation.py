@@ -121,7 +121,9 @@ def test_another_python_tells_the_same_story(tmp_path: Path) -> None:
     if python is None:
         pytest.skip("there is no other Python here")
     # The simulation needs no socket, and msgpack works without its extension: so no packages need be built for it.
-    (tmp_path / "zmq.py").write_text("from unittest.mock import MagicMock\n\n\ndef __getattr__(name):\n    return MagicMock()\n")
+    (tmp_path / "zmq.py").write_text(
+        "from unittest.mock import MagicMock\n\n\ndef __getattr__(name):\n    return MagicMock()\n"
+    )
     package = Path(msgpack.__file__).parent
     (tmp_path / "msgpack").mkdir()
     for source in package.glob("*.py"):

@@ -242,8 +242,8 @@ class World(Simulation):
     # Members' lives.
 
     def all_know(self, name: str) -> bool:
-        """Has every other member on its disk which data directory is that member's? Until then a lost one cannot be told
-        from a new one."""
+        """Has every other member on its disk which data directory is that member's? Until then a lost one cannot be
+        told from a new one."""
         for other in self.names:
             process = self.processes.get(other)
             if other == name:

@@ -128,6 +128,10 @@ class Workload:
     def idle(self) -> None:
         """What the sync thread does when nothing comes: it writes down, without a sync, what is on disk."""
         self._live._log.mark()
+        if self.rng.random() < 0.5:
+            # What comes next may be too large for what is left of the segment.
+            size = self.segment_bytes // 2
+            self._put(Persist(self._seq, batches=[batch(self._state.last[0] + 1, self._term(), size=size)]))
 
     def prepare(self) -> None:
         """What the sync thread does after a write: it sets room for the next segment aside."""

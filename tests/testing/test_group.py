@@ -68,14 +68,16 @@ def test_options_for_all_and_for_one(make: Callable[..., Group]) -> None:
     assert make(options=coord.Options(heartbeat=0.02))["a"].options.heartbeat == 0.02
 
 
-def test_a_killed_leader_is_replaced_at_once_and_its_disk_stays(group: Group) -> None:
+def test_a_killed_leader_is_replaced_at_once_and_its_disk_stays(group: Group, virtual: bool) -> None:
     old = group.leader()
     old.config["k"] = 1
     began = group.now
     group.kill(old)
     new = group.leader()
     assert new.name != old.name
-    assert group.now - began < QUICK.election_timeout[0], "the others had no proof that it is gone"
+    if virtual:
+        # In real time a busy machine may take any time.
+        assert group.now - began < QUICK.election_timeout[0], "the others had no proof that it is gone"
     with pytest.raises(coord.ClosedError, match="was killed by the test"):
         old.config["k"]
     new.config["k"] = 2
@@ -107,20 +109,21 @@ def test_a_session_outlives_a_kill_and_ends_after_its_ttl(group: Group) -> None:
     assert group.now - began > QUICK.session_ttl / 2
 
 
-def test_a_stopped_member_says_goodbye(group: Group) -> None:
+def test_a_stopped_member_says_goodbye(group: Group, virtual: bool) -> None:
     worker, other = group.followers()
     worker.config.put("workers/1", True, ephemeral=True)
     began = group.now
     worker.stop()
     group.wait_until(lambda: "workers/1" not in other.config)
-    assert group.now - began < QUICK.session_ttl / 2
+    if virtual:
+        assert group.now - began < QUICK.session_ttl / 2
     assert group.restart(worker).config.put("k", 1) > 0
 
 
 def test_a_leader_cut_off_writes_nothing_and_another_takes_over(group: Group) -> None:
     old = group.leader()
     group.partition([old])
-    with pytest.raises(coord.OutcomeUnknown):
+    with pytest.raises((coord.OutcomeUnknown, coord.Unavailable)):
         old.config.put("k", "lost?", timeout=0.2)
     new = group.leader()
     assert new.name != old.name
@@ -359,3 +362,5 @@ def test_closing_ends_everything_whatever_happened_before(virtual: bool) -> None
             node.config.get("k")
     group.close()
     assert "closed" in group.describe()
+    with pytest.raises(coord.ClosedError, match="the group of member 'c' was closed"):
+        nodes[2].config.get("k")

@@ -220,9 +220,25 @@ def test_a_stop_without_a_majority_returns(group: Group) -> None:
     assert group.now - began < 8
 
 
+def test_a_node_of_an_earlier_life_leaves_the_later_one_alone(group: Group) -> None:
+    old = group.leader()
+    # As a disk that failed would have it.
+    old._running_loop().replica.fail(coord.StorageError("made up"))
+    group.run(1)
+    with pytest.raises(coord.StorageError, match="made up"):
+        old.config["k"]
+    assert "made up" in group.describe()
+    new = group.restart(old)
+    old.stop()
+    new.config["k"] = 1
+    group.wait_converged()
+
+
 def test_a_group_of_one_and_one_of_seven() -> None:
     with Group(members=1, virtual=True) as group:
-        group["a"].config["k"] = 1
+        group["a"].config.put("k", 1, ephemeral=True)
+        group.lose_lock_now("a")
+        assert "k" not in group["a"].config
         assert group["a"].config.age() >= 0
     with Group(members=7, virtual=True) as group:
         group["g"].config["k"] = 1

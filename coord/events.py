@@ -71,6 +71,8 @@ class Counters:
     snapshots_taken: int = 0
     snapshots_installed: int = 0
     snapshots_failed: int = 0
+    #: Times the disk was found too full for the log to go on.
+    disk_full: int = 0
     #: Times round the loop, and the longest it was ever late, in seconds.
     turns: int = 0
     loop_lag_max: float = 0.0

@@ -147,6 +147,7 @@ class Replica:
         self._outbox = Outbox(lambda: rng.getrandbits(64), 4 * options.heartbeat, options.max_batch_bytes)
         self._outbox_term = 0
         self._housekeeping_due = now
+        self._disk_full = False
 
         self._reads = Reads()
 
@@ -576,6 +577,9 @@ class Replica:
     def _housekeep(self) -> None:
         """Once a heartbeat: what costs too much for every turn."""
         self._housekeeping_due = self.now + self.options.heartbeat
+        if self.storage.full != self._disk_full:
+            self._disk_full = self.storage.full
+            self._tell_of_room()
         for proposal in self.numbering.unanswered():
             if self.now >= proposal.expires_at:
                 answer = WITHDRAWN if proposal.give_up() else EXPIRED
@@ -586,6 +590,21 @@ class Replica:
             self._reads.prune()
         elif self._duties is not None:
             self._duties.expire_sessions(self._heard)
+
+    def _tell_of_room(self) -> None:
+        """A full disk is no failure: the member goes on reading and following, acknowledges nothing, and gives up
+        leading; once there is room it goes on by itself."""
+        if not self._disk_full:
+            _wal_log.warning("%s: there is room for the log again", self.identity.name)
+            return
+        self.counters.disk_full += 1
+        self.counters.note(
+            self.now, "disk", "too full for the log to go on; nothing is acknowledged until there is room"
+        )
+        _wal_log.error(
+            "%s: the disk is too full for the log to go on; this member acknowledges nothing until there is room",
+            self.identity.name,
+        )
 
     def _connect(self) -> None:
         """Addresses given at start win over those in the log: who edits them wants them used."""

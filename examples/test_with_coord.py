@@ -6,6 +6,7 @@ Above, the code under test, which would live in modules of its own. Below, what 
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -101,4 +102,6 @@ def test_an_old_limit_is_better_than_none(coord_virtual_group: Group) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main(["-q", "-p", "coord.testing.plugin", "-p", "no:cacheprovider", __file__]))
+    # In a process of its own: pytest wants to be there before what it tests.
+    options = ["-q", "-p", "coord.testing.plugin", "-p", "no:cacheprovider"]
+    sys.exit(subprocess.call([sys.executable, "-m", "pytest", *options, __file__]))

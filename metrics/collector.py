@@ -105,6 +105,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Counters], float]], ...] = (
     ("coord_messages_received", "Frames that arrived.", lambda c: c.frames_received),
     ("coord_wal_writes", "Writes handed to the log.", lambda c: c.persists),
     ("coord_wal_written_bytes", "Bytes handed to the log.", lambda c: c.bytes_written),
+    ("coord_wal_full", "Times the disk was too full for the log to go on.", lambda c: c.disk_full),
     ("coord_loop_turns", "Times round the background loop.", lambda c: c.turns),
 )
 

@@ -43,6 +43,11 @@ class Storage(Protocol):
     #: The error that ended this storage, or None.
     failure: OSError | None
 
+    @property
+    def full(self) -> bool:
+        """There is no room for more: nothing written since becomes durable until there is. No failure."""
+        ...
+
     def recover(self) -> Recovered:
         """Read everything back. Called once, first. May raise StorageError (coord.errors): unreadable."""
         ...

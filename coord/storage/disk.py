@@ -22,13 +22,15 @@ from coord.storage.files import Files
 from coord.storage.replay import Cut, LogReading, read_log
 from coord.storage.snapshots import SnapshotFile, SnapshotStore
 from coord.storage.stream import StreamEnd
-from coord.storage.wal import Reserve, WriteAheadLog, end_of, is_full
+from coord.storage.wal import NoRoom, Reserve, WriteAheadLog, end_of, is_full
 
 SEGMENT_BYTES = 16 << 20
 #: Below this a sync costs less than handing it to a thread and back (performance, 2.4).
 INLINE_SYNC_SECONDS = 50e-6
 #: How long the sync thread waits for more before it writes down that the last records are on disk.
 _IDLE_SECONDS = 0.05
+#: How long it waits on a full disk before it tries again.
+_RETRY_SECONDS = 0.2
 _CLOSE_SECONDS = 3.0
 _PROBES = 5
 _PROBE_BYTES = 4096
@@ -68,6 +70,8 @@ class DiskStorage:
         self._stream = StreamEnd()
         self._durable = 0
         self._queue: list[Persist] = []
+        #: What the disk was too full for, oldest first; tried again now and then. It lives in the sync thread.
+        self._backlog: list[Persist] = []
         self._progress: Callable[[], None] = _nothing
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -108,6 +112,9 @@ class DiskStorage:
         position, damage = self._fit_together(reading, snapshot)
         notes = [f"snapshot {name} is unreadable and was set aside: {reason}" for name, reason in broken.items()]
         if not damage:
+            # What a killed process had named is seen here and may yet be lost; a snapshot must not take the place of the
+            # log before its own name is on disk.
+            self._files.sync_directory(self._path)
             self._remove_unfinished()
             self._reserve.take()
             for name in broken:
@@ -206,6 +213,15 @@ class DiskStorage:
             self._write_group(group)
         except OSError as error:
             self._fail(error)
+        if self._backlog:
+            # Waiting for room is not for the caller; from now on a thread does the writing.
+            self.fsync = "thread"
+            self._start_thread()
+
+    @property
+    def full(self) -> bool:
+        """The disk is too full for another log segment. Nothing written since is durable until there is room."""
+        return bool(self._backlog)
 
     def durable(self) -> int:
         return self._durable
@@ -229,11 +245,17 @@ class DiskStorage:
 
     def _write_group(self, group: list[Persist]) -> None:
         """Group commit: one write and one sync for all of `group`, then it is durable."""
+        group, self._backlog = self._backlog + group, []
         append = self._log.append
-        for persist in group:
-            append(persist)
+        for at, persist in enumerate(group):
+            try:
+                append(persist)
+            except NoRoom:
+                # A disk out of room has not failed: what it said it has, it has. The rest waits, promised to nobody.
+                self._backlog, group = group[at:], group[:at]
+                break
         self._log.commit()
-        if self.failure is None:
+        if self.failure is None and group:
             self._durable = group[-1].seq
 
     def _fail(self, error: OSError) -> None:
@@ -277,9 +299,9 @@ class DiskStorage:
     def _turn(self) -> bool:
         """Do everything that is queued by now; return False when told to end."""
         try:
-            item = self._inbox.get(timeout=_IDLE_SECONDS if self._log.unmarked else None)
+            item = self._inbox.get(timeout=self._patience())
         except Empty:
-            self._log.mark()
+            self._idle()
             return True
         group: list[Persist] = []
         compact: int | None = None
@@ -304,6 +326,20 @@ class DiskStorage:
         if going_on:
             self._log.prepare()
         return going_on
+
+    def _patience(self) -> float | None:
+        """How long to wait for something to do before `_idle`; None: for ever."""
+        if self._backlog:
+            return _RETRY_SECONDS
+        return _IDLE_SECONDS if self._log.unmarked else None
+
+    def _idle(self) -> None:
+        """Nothing came for a while."""
+        if self._backlog:
+            self._write_group([])
+            self._progress()
+        else:
+            self._log.mark()
 
     # -- Snapshots ----------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ class VolatileStorage:
 
     def __init__(self) -> None:
         self.failure: OSError | None = None
+        self.full = False
         self._durable = 0
         self._stream = StreamEnd()
         self._lock = threading.Lock()

@@ -82,6 +82,10 @@ class Reserve:
             return True
 
 
+class NoRoom(Exception):
+    """The disk is too full for another segment. Nothing was changed, and the log is as good as before."""
+
+
 def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
@@ -135,14 +139,14 @@ class WriteAheadLog:
         self._sequence = (last.first_sequence if last else reading.next_sequence) - 1
         if last:
             needed = sum(record.end - record.start for record in reading.tail) + RECORD_HEADER_BYTES * 2
-            self._begin_segment(last.number + 1, needed, checkpoint=False)
+            self._begin_segment(last.number + 1, self._set_room_aside(last.number + 1, needed), checkpoint=False)
             for record in reading.tail:
                 body: list[Buffer] = [record.body] if record.body else []
                 self._add(record.kind, record.parts, record.batch_count, record.commit, body)
             self._segments = [*reading.segments[:-1], self._segments[-1]]
             self._segments[-1].last_index = last.last_index
         else:
-            self._begin_segment(1, 0, checkpoint=True)
+            self._begin_segment(1, self._set_room_aside(1, 0), checkpoint=True)
         if position is not None:
             self._end.reset(position)
             self._forget_indexes()
@@ -156,7 +160,9 @@ class WriteAheadLog:
     # -- Writing ------------------------------------------------------------------------------------------------------
 
     def append(self, persist: Persist) -> None:
-        """Encode one more record; `commit` makes it durable. Rolls, and so may write and sync what came before."""
+        """Encode one more record; `commit` makes it durable. Rolls, and so may write and sync what came before.
+
+        NoRoom: the record was not taken; those before it wait for `commit` as ever."""
         parts, body = encode_persist(persist)
         if not body:
             return
@@ -281,6 +287,13 @@ class WriteAheadLog:
 
     def _roll(self, needed: int) -> None:
         """Go on in a new segment with room for `needed` bytes. What the old one holds is on disk before."""
+        # Before anything else: on a full disk the old segment must stay as it is.
+        try:
+            size = self._set_room_aside(self._segments[-1].number + 1, needed)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise NoRoom(str(error)) from error
         self.commit()
         assert self._handle is not None
         if self._mark_unsynced:
@@ -290,11 +303,11 @@ class WriteAheadLog:
             self._mark_unsynced = False
         self._files.close(self._handle)
         self._handle = None
-        self._begin_segment(self._segments[-1].number + 1, needed, checkpoint=True)
+        self._begin_segment(self._segments[-1].number + 1, size, checkpoint=True)
 
-    def _begin_segment(self, number: int, needed: int, *, checkpoint: bool) -> None:
-        parts, state = encode_parts(self._end.hard_state, self._end.position, None)
-        assert parts == HARD_STATE | POSITION
+    def _set_room_aside(self, number: int, needed: int) -> int:
+        """Make the next segment, if none waits that is large enough; return its size. Changes nothing else."""
+        _, state = encode_parts(self._end.hard_state, self._end.position, None)
         size = max(self._segment_bytes, SEGMENT_HEADER_BYTES + RECORD_HEADER_BYTES + len(state) + needed)
         if self._next_segment is not None and size > self._segment_bytes:
             spare, self._next_segment = self._next_segment, None
@@ -302,6 +315,12 @@ class WriteAheadLog:
             self._files.unlink(self._temporary(number))
         if self._next_segment is None:
             self._next_segment = self._create(number, size)
+        return size
+
+    def _begin_segment(self, number: int, size: int, *, checkpoint: bool) -> None:
+        parts, state = encode_parts(self._end.hard_state, self._end.position, None)
+        assert parts == HARD_STATE | POSITION
+        assert self._next_segment is not None
         self._handle, self._next_segment, self._prepared = self._next_segment, None, False
         self._segments.append(SegmentFile(segment_name(number), number, self._sequence + 1, size))
         self._seed = self._previous = (self._mint() & _SEED_MASK) or 1

@@ -226,8 +226,8 @@ def _same(found: View, expected: View, snapshot: SnapshotMeta | None) -> bool:
 
 
 class SimStorage(DiskStorage):
-    """The product's storage. With `ask` it works as with a thread of its own: `ask` is told that there is something to
-    write, and `work` does it, whenever it is called."""
+    """The product's storage without its thread: `ask` is told that there is something to do, and `work` does it,
+    whenever it is called. `inline`: as long as there is room, nothing is left to a thread at all."""
 
     def __init__(
         self,
@@ -236,10 +236,10 @@ class SimStorage(DiskStorage):
         *,
         mint: Callable[[], int],
         segment_bytes: int,
-        ask: Callable[[], None] | None,
+        inline: bool,
+        ask: Callable[[], None],
     ) -> None:
-        fsync = "inline" if ask is None else "thread"
-        super().__init__(directory, mint=mint, fsync=fsync, segment_bytes=segment_bytes)
+        super().__init__(directory, mint=mint, fsync="inline" if inline else "thread", segment_bytes=segment_bytes)
         #: What the start found.
         self.recovered: Recovered | None = None
         self._disk = disk
@@ -260,24 +260,31 @@ class SimStorage(DiskStorage):
 
     def sync(self) -> None:
         super().sync()
-        if self._ask is not None and not self._inbox.empty():
+        if self.waits:
             self._ask()
 
     def compact(self, index: int) -> None:
         super().compact(index)
-        if self._ask is not None and not self._inbox.empty():
+        if self.waits:
             self._ask()
 
+    @property
+    def waits(self) -> bool:
+        """There is something to do for who has the thread's part."""
+        return self.failure is None and (not self._inbox.empty() or self.full)
+
     def work(self) -> None:
-        """Do what is queued."""
-        if not self._inbox.empty() and self.failure is None:
+        """Do what is queued, or try again what there was no room for."""
+        if not self._inbox.empty():
             self._work()
+        else:
+            self.idle()
 
     def idle(self) -> None:
         """Nothing came for a while."""
-        if self._inbox.empty() and self.failure is None:
+        if self.failure is None and self._thread is not None:
             try:
-                self._log.mark()
+                self._idle()
             except OSError as error:
                 self._fail(error)
                 self._progress()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -253,6 +253,8 @@ class History:
         where none means that `try_acquire` did not get it, or that it has no holder."""
         if operation.kind in (GET, LOOK) and isinstance(found, _Unsaid):
             raise HistoryError(f"{operation}: a read that returned found something, or nothing")
+        if min(revision, at, token) < 0:
+            raise HistoryError(f"{operation}: revisions and tokens are not negative")
         if operation.kind == ACQUIRE and not token:
             raise HistoryError(f"{operation}: an acquire that returned has a token")
         answer = {"revision": revision, "found": found, "existed": existed, "at": at, "token": token}
@@ -502,8 +504,3 @@ def _from_json(value: Any) -> Any:
     if isinstance(value, list):
         return [_from_json(item) for item in value]
     return value
-
-
-def may_have_happened(operations: Iterable[Operation]) -> Iterator[Operation]:
-    """The writes that took effect, or may have, or may yet."""
-    return (op for op in operations if op.kind in WRITES and op.outcome in (OK, UNKNOWN))

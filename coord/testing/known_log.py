@@ -49,6 +49,11 @@ class _Deleted:
 _DELETED = _Deleted()
 
 
+def _show(value: Hashable) -> str:
+    """What `identity` made of a value, for people."""
+    return str(value[1]) if isinstance(value, tuple) else repr(value)
+
+
 class KnownLog:
     """The changes known, by revision and by key; and who made them."""
 
@@ -231,19 +236,20 @@ class KnownLog:
     ) -> None:
         """`key` was `value` at `revision`, and `author`, if anybody, wrote something else there."""
         wrote = [op for op in self._operations if key in op.puts and identity(op.puts[key]) == value]
+        shown = _show(value)
         told = [who] if who is not None else []
         failed = [op for op in wrote if op.outcome in (FAILED, CONFLICT)]
         if failed and len(failed) == len(wrote):
-            text = f"{key} was {value!r} at {revision}, and who wrote it was told that it had no effect"
+            text = f"{key} was {shown} at {revision}, and who wrote it was told that it had no effect"
             self._report.add(DIRTY_READ, text, [*failed, *told])
         elif author is not None:
-            text = f"{key} was {value!r} at {revision}, where something else was written"
+            text = f"{key} was {shown} at {revision}, where something else was written"
             self._report.add(WRONG_VALUE, text, [author, *told])
         elif placed := [op for op in wrote if op.outcome == OK and op.revision]:
-            text = f"{key} was {value!r} at {revision}; that was written at {placed[0].revision}"
+            text = f"{key} was {shown} at {revision}; that was written at {placed[0].revision}"
             self._report.add(WRITTEN_TWICE, text, [placed[0], *told])
         else:
-            self._report.add(NEVER_WRITTEN, f"nobody wrote {key} = {value!r}, found at {revision}", told)
+            self._report.add(NEVER_WRITTEN, f"nobody wrote {key} = {shown}, found at {revision}", told)
 
     def _check_value(self, operation: Operation, value: Hashable) -> None:
         """A value found without a revision: somebody must have written it, before the end of the read."""
@@ -275,7 +281,7 @@ class KnownLog:
         for (key, value), revisions in self._ambiguous.items():
             candidates = self._unplaced[key, value]
             if len(revisions) > len(candidates):
-                text = f"{key} = {value!r} at {sorted(revisions)}, asked for {len(candidates)} times"
+                text = f"{key} = {_show(value)} at {sorted(revisions)}, asked for {len(candidates)} times"
                 self._report.add(WRITTEN_TWICE, text, candidates)
 
     def _build_states(self) -> dict[str, dict[int, Hashable]]:

@@ -33,7 +33,6 @@ from coord.testing.history import (
     Found,
     Operation,
     identity,
-    may_have_happened,
 )
 from coord.testing.models import ConfigKeys, Lock, Model
 
@@ -207,9 +206,12 @@ class _Seen:
         self._writers: dict[Any, int] = defaultdict(int)
         #: When a read that found it returned.
         self._found: dict[Any, float] = {}
-        #: Keys where it shows in other ways than by its value whether a put happened.
+        #: Keys where it shows in other ways than by its value whether a put happened; or a delete.
         self._telling: set[str] = set()
-        revisions = {op.revision for op in operations}
+        self._puzzling: set[str] = set()
+        #: When the last operation returned that found a key absent, or required it to be.
+        self._absent: dict[str, float] = defaultdict(lambda: -FOREVER)
+        revisions = {op.revision for op in operations} | {0}
         for operation in operations:
             if operation.outcome != CONFLICT:
                 for key, value in operation.puts.items():
@@ -219,14 +221,29 @@ class _Seen:
                 name = (operation.key, identity(operation.found.value))
                 self._found[name] = min(self._found.get(name, FOREVER), operation.returned)
         for operation in operations:
-            if operation.kind == DELETE and operation.existed:
-                self._telling.update(operation.deletes)
-            told = operation.outcome == CONFLICT and (operation.found is None or isinstance(operation.found, Found))
-            if operation.outcome == CONFLICT and not told:
+            self._look_at(operation, revisions)
+
+    def _look_at(self, operation: Operation, revisions: set[int]) -> None:
+        absent = self._absent
+        if operation.found is None:
+            absent[operation.key] = max(absent[operation.key], operation.returned)
+        if operation.kind == DELETE and operation.existed is not None:
+            (key,) = operation.deletes
+            if operation.existed:
+                self._telling.add(key)
+            else:
+                absent[key] = max(absent[key], operation.returned)
+        if operation.outcome == CONFLICT:
+            if operation.found is not None and not isinstance(operation.found, Found):
                 self._telling.update(operation.requires)
-            if operation.outcome != CONFLICT:
+                self._puzzling.update(operation.requires)
+            return
+        for key, required in operation.requires.items():
+            if required == 0:
+                absent[key] = max(absent[key], operation.returned)
+            elif required not in revisions:
                 # A condition on a revision nobody was told may be on that of any unknown write.
-                self._telling.update(key for key, required in operation.requires.items() if required not in revisions)
+                self._telling.add(key)
 
     def first_seen(self, operation: Operation) -> float:
         """When an operation returned that found what only `operation` wrote."""
@@ -235,12 +252,13 @@ class _Seen:
         return seen if seen >= operation.invoked else FOREVER
 
     def can_be_left_out(self, operation: Operation) -> bool:
-        """Whether it makes no difference to anybody: it only puts, and nobody found what it put, or could tell.
+        """Whether it makes no difference to anybody: nobody found what it put, or its keys absent, or could tell.
 
-        Between such a put and the next write of the key nobody read; without it they may be where they were. A value
-        of None is no exception, nor one that others wrote too as long as nobody found it.
+        Between such a write and the next of the same key nobody looked; without it they may be where they were.
         """
-        if operation.deletes or not operation.puts or not self._telling.isdisjoint(operation.puts):
+        if not self._telling.isdisjoint(operation.puts) or not self._puzzling.isdisjoint(operation.deletes):
+            return False
+        if any(self._absent.get(key, -FOREVER) >= operation.invoked for key in operation.deletes):
             return False
         return not any((key, identity(value)) in self._found for key, value in operation.puts.items())
 
@@ -428,19 +446,11 @@ class _Budget:
 
 def _may_go(item: _Item) -> bool:
     """Whether leaving it out cannot make what is left harder to explain; of a write, if nobody misses it."""
-    operation = item.operation
-    if _only_looks(operation):
-        return True
-    return operation.kind in WRITES and bool(operation.puts) and not operation.deletes
+    return _only_looks(item.operation) or item.operation.kind in WRITES
 
 
 def _nobody_misses(gone: set[_Item], rest: list[_Item]) -> bool:
     """Whether what is left cannot tell the writes in `gone` from writes that never were."""
-    writes = [item.operation for item in gone if item.operation.outcome != CONFLICT and item.operation.puts]
-    if not writes:
-        return True
-    operations = [item.operation for item in rest]
-    seen = _Seen([*operations, *writes])
-    revisions = {operation.revision for operation in writes} - {0}
-    required = {revision for operation in may_have_happened(operations) for revision in operation.requires.values()}
-    return revisions.isdisjoint(required) and all(seen.can_be_left_out(operation) for operation in writes)
+    writes = [item.operation for item in gone if not _only_looks(item.operation)]
+    seen = _Seen([item.operation for item in rest]) if writes else None
+    return seen is None or all(seen.can_be_left_out(operation) for operation in writes)

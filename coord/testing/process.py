@@ -168,7 +168,8 @@ class Process:
             self.disk,
             mint=mint,
             segment_bytes=hardware.segment_bytes,
-            ask=(lambda: simulation.plan_sync(self)) if hardware.sync_time else None,
+            inline=not hardware.sync_time,
+            ask=lambda: simulation.plan_sync(self),
         )
         storage.on_progress(lambda: simulation.want_turn(self, simulation.timeline.now))
         return storage

@@ -87,12 +87,14 @@ def _place_absent(log: KnownLog, operation: Operation, floor: int) -> tuple[int,
     last = log.last_change(key, least)
     if last == 0 or log.is_deleted(key, last):
         return last, 0
+    if log.may_be_deleted(key):
+        return 0, 0
     deleted = log.next_delete(key, least)
     author = log.author(deleted)
     in_time = author is None or author.invoked <= operation.returned
     if deleted and in_time and not (operation.at and deleted > operation.at):
         return deleted, 0
-    return (0, 0) if log.may_be_deleted(key) else (0, last)
+    return 0, last
 
 
 def _place(log: KnownLog, operation: Operation, floor: int) -> tuple[int, int]:

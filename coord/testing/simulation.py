@@ -22,6 +22,8 @@ from coord.wire import HEADER_BYTES, BadFrame, Identity, decode, fingerprint
 
 #: How long an idle disk waits before it writes down that the last records are on it.
 _IDLE_SECONDS = 0.05
+#: How long it waits on a full disk before it tries again.
+_RETRY_SECONDS = 0.2
 #: How long it takes the others' transports to have proof that a process is gone.
 _NOTICE_SECONDS = (0.005, 0.05)
 
@@ -293,7 +295,10 @@ class Simulation:
         except Crash:
             self.kill(name)
             return
-        self.timeline.after(_IDLE_SECONDS, self._idle, process, process.storage.durable())
+        if process.storage.full:
+            self.timeline.after(_RETRY_SECONDS, self._sync, process)
+        else:
+            self.timeline.after(_IDLE_SECONDS, self._idle, process, process.storage.durable())
 
     def _idle(self, process: Process, durable: int) -> None:
         if not process.dead and process.storage.durable() == durable:

@@ -10,6 +10,7 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from coord.testing import anomalies
@@ -69,7 +70,7 @@ class Group:
 
     def run(self) -> Run:
         for number in self._names:
-            self._later(self._rng.random(), lambda now, number=number: self._ask(now, number))
+            self._later(self._rng.random(), partial(self._ask, number))
         while self._queue:
             now, _, act = heapq.heappop(self._queue)
             act(now)
@@ -79,7 +80,7 @@ class Group:
         self._order += 1
         heapq.heappush(self._queue, (time, self._order, act))
 
-    def _ask(self, now: float, number: int) -> None:
+    def _ask(self, number: int, now: float) -> None:
         rng, shape, run = self._rng, self._shape, self._run
         if len(run.operations) >= shape.operations:
             return
@@ -92,7 +93,7 @@ class Group:
         if operation.kind == "look":
             self._look(operation)
             operation.returned = now + 0.001
-            self._later(operation.returned + rng.random(), lambda later: self._ask(later, number))
+            self._later(operation.returned + rng.random(), partial(self._ask, number))
             return
         happens = now + rng.expovariate(1 / shape.takes)
         returns = happens + rng.expovariate(1 / shape.takes)
@@ -105,7 +106,7 @@ class Group:
             operation.outcome = FAILED
         else:
             self._later(happens, lambda then: self._happen(operation, then, returns))
-        self._later(returns + rng.random(), lambda later: self._ask(later, number))
+        self._later(returns + rng.random(), partial(self._ask, number))
 
     def _wish(self, number: int) -> dict[str, Any]:
         return {"key": f"k{self._rng.randrange(self._shape.keys)}"}
@@ -245,7 +246,8 @@ def stale(run: Run, rng: random.Random) -> bool:
         if known:
             newest = max(op.revision for op in known)
             get.found, get.at = last_found(run, get.key, newest - 1), 0
-            return True
+            # Not finding it would be right if it is deleted in time.
+            return get.found is not None
     return False
 
 
@@ -331,6 +333,8 @@ def split(run: Run, rng: random.Random) -> bool:
             one, other = write.puts
             at = run.points[write.number][0]
             older = last_found(run, other, write.revision - 1)
+            if older is None:
+                continue
             _add(run, "get", "s1", at + 1e-7, at + 2e-7, key=one, found=Found(write.puts[one], write.revision))
             _add(run, "get", "s2", at + 3e-7, at + 4e-7, key=other, found=older)
             return True
@@ -344,6 +348,8 @@ def went_back(run: Run, rng: random.Random) -> bool:
             if not author or author[0].process == look.process:
                 continue
             older = last_found(run, look.key, look.found.revision - 1)
+            if older is None:
+                continue
             times = (look.returned + 1e-7, look.returned + 2e-7)
             _add(run, "look", "b", *times, process=look.process, key=look.key, found=older)
             return True
@@ -354,6 +360,8 @@ def own_write(run: Run, rng: random.Random) -> bool:
     for write in _acknowledged(run, rng, "put"):
         (key,) = write.puts
         older = last_found(run, key, write.revision - 1)
+        if older is None:
+            continue
         times = (write.returned + 1e-7, write.returned + 2e-7)
         _add(run, "look", "b", *times, process=write.process, key=key, found=older)
         return True
@@ -451,20 +459,30 @@ SPOILERS = (
 
 def perturb(run: Run, rng: random.Random) -> None:
     """Change a thing or two; whether what comes out is possible, nobody says."""
-    for _ in range(rng.choice((1, 1, 2))):
-        operation = rng.choice(run.operations)
-        told = [op.found for op in run.operations if isinstance(op.found, Found)]
-        kind = rng.randrange(6)
-        if kind == 0 and operation.found is not None and told:
-            operation.found = rng.choice(told) if operation.kind == "get" else operation.found
-        elif kind == 1 and operation.kind == "get":
-            operation.found = None
-        elif kind == 2 and operation.revision:
-            operation.revision += rng.choice((-3, -1, 1, 3))
-        elif kind == 3 and operation.requires and operation.outcome == OK:
-            operation.requires = {key: rng.choice((0, 3, 5, 7)) for key in operation.requires}
-        elif kind == 4 and operation.returned != FOREVER and operation.kind != "get":
-            operation.outcome, operation.returned, operation.revision = UNKNOWN, FOREVER, 0
-            operation.existed, operation.found, operation.key = None, UNSAID, ""
-        elif kind == 5 and operation.kind == "delete" and operation.existed is not None:
-            operation.existed = not operation.existed
+    wanted, attempts = rng.choice((1, 2, 3)), 0
+    while wanted and attempts < 50:
+        attempts += 1
+        wanted -= _change(run, rng.choice(run.operations), rng)
+
+
+def _change(run: Run, operation: Operation, rng: random.Random) -> bool:
+    """Whether it could be changed in the way drawn."""
+    told = [op.found for op in run.operations if isinstance(op.found, Found)]
+    others = [found for found in (*told, None) if found != operation.found]
+    kind = rng.choice(("found", "found", "found", "revision", "requires", "fate", "existed", "value"))
+    if kind == "found" and operation.kind == "get" and others:
+        operation.found = rng.choice(others)
+    elif kind == "revision" and operation.revision:
+        operation.revision = max(1, operation.revision + rng.choice((-4, -3, -1, 1, 3, 4)))
+    elif kind == "requires" and operation.requires and operation.outcome == OK:
+        operation.requires = {key: rng.choice((0, 3, 5, 7)) for key in operation.requires}
+    elif kind == "fate" and operation.returned != FOREVER and operation.kind != "get":
+        operation.outcome, operation.returned, operation.revision = UNKNOWN, FOREVER, 0
+        operation.existed, operation.found, operation.key = None, UNSAID, ""
+    elif kind == "existed" and operation.kind == "delete" and operation.existed is not None:
+        operation.existed = not operation.existed
+    elif kind == "value" and isinstance(operation.found, Found) and operation.kind == "get":
+        operation.found = Found(rng.randrange(1, 8), operation.found.revision and operation.found.revision + 2)
+    else:
+        return False
+    return True

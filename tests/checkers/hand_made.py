@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from checkers.text import changes, history
 from coord.testing.history import Change, Operation
 from coord.testing.linearizability import LINEARIZABLE, VIOLATION
-
-from checkers.text import changes, history
 
 CASES = """
 == nothing happened to a key nobody wrote

@@ -10,13 +10,13 @@ import random
 from collections import Counter
 
 import pytest
+
+from checkers.brute_force import is_possible
+from checkers.generate import Group, Run, Shape, perturb
 from coord.testing.history import CONFLICT, DELETE, GET, OK, UNSAID, WRITES, Operation
 from coord.testing.linearizability import LINEARIZABLE, UNDECIDED, check, check_config
 from coord.testing.models import ConfigKeys, Register
 from coord.testing.revisions import check_revisions
-
-from checkers.brute_force import is_possible
-from checkers.generate import Group, Run, Shape, perturb
 
 HISTORIES = int(os.environ.get("COORD_CHECKER_HISTORIES", "600"))
 #: Each asks for one kind of trouble.
@@ -38,7 +38,7 @@ def small(seed: str, shape: Shape) -> Run:
     rng = random.Random(seed)
     run = Group(seed, shape).run()
     run.operations = [op for op in run.operations if op.kind != "look"]
-    if rng.random() < 0.8:
+    if rng.random() < 0.9:
         perturb(run, rng)
     return run
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from coord.testing.linearizability import LINEARIZABLE, VIOLATION, check_config
-from coord.testing.revisions import check_revisions
 
 from checkers.generate import SPOILERS, Group, Shape, Spoiler, spoiled
+from coord.testing.linearizability import LINEARIZABLE, VIOLATION, check_config
+from coord.testing.revisions import check_revisions
 
 #: Kinds of groups: calm, crowded, of unknown outcomes, with answers that say little.
 SHAPES = (
     Shape(),
     Shape(unknown=0, failed=0),
     Shape(operations=120, clients=8, keys=2, takes=2),
-    Shape(operations=80, unknown=0.25, failed=0.1),
+    Shape(operations=60, unknown=0.15, failed=0.1),
     Shape(operations=80, silent=0.5),
     Shape(operations=60, clients=3, keys=1, kinds=("put", "get", "delete", "compare_and_set"), silent=0.3, unknown=0.1),
 )

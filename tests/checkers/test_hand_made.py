@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from coord.testing.linearizability import VIOLATION, check_config
-from coord.testing.revisions import check_revisions
 
 from checkers.hand_made import Case, cases
+from coord.testing.linearizability import VIOLATION, check_config
+from coord.testing.revisions import check_revisions
 
 CASES = cases()
 

@@ -23,7 +23,8 @@ _LINE = re.compile(r"(\S+) ([\d.]+)-([\d.]*) (\w+) (.*?) ?-> ?(.*)")
 
 
 def history(text: str) -> list[Operation]:
-    recorder, ends = History(), []
+    recorder = History()
+    ends: list[tuple[float, Operation, str]] = []
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in sorted(lines, key=lambda line: float(line.split()[1].split("-")[0])):
         match = _LINE.fullmatch(line)

@@ -12,20 +12,28 @@ from coord.raft.progress import Progress
 from coord.raft.read_index import ForwardedReads, PendingReads
 from coord.replica import Replica
 from simulation.mutation import (
+    busy_foundings,
+    cut_off_leaders,
+    late_answers,
     leases,
     many_terms,
     mutant,
     narrow_windows,
     one_by_one,
+    overtaken_snapshots,
     overtaking,
+    pulled_snapshots_get_lost,
     restarts,
     slow_disks,
-    snapshots,
+    slow_rounds,
     stale_leaders,
+    stalled_minorities,
 )
 from simulation.stories import (
     a_damaged_member_promises_nothing,
     a_leader_whose_disk_hangs,
+    a_question_gets_lost,
+    a_snapshot_leaves_what_follows_it,
     come_and_gone,
     late_word_to_take_over,
     late_word_when_the_lease_is_back,
@@ -57,7 +65,6 @@ TERMS_AND_VOTES = [
             "self.role = LEADER if start.hard_state.vote == name else FOLLOWER",
         ),
         (Core, "found", "if self.term == 0", "if self.role != LEADER and self.term == 0"),
-        (Core, "deadline", "self.heartbeat_due if", "self.now if"),
     ),
     mutant(
         "nobody asks before standing",
@@ -79,6 +86,7 @@ TERMS_AND_VOTES = [
         "a leader without a quorum goes on",
         "trap 8, etcd at Cloudflare in 2020",
         (replication, "tick_leader", "if core.now - core.quorum_contact() >", "if 0 >"),
+        world=cut_off_leaders,
     ),
     mutant(
         "a candidate of an older term gets no answer",
@@ -159,7 +167,12 @@ TERMS_AND_VOTES = [
         (election, "_may_vote_for", "core.damage or ", ""),
         story=a_damaged_member_promises_nothing,
     ),
-    mutant("elections are hurried for ever", "found here", (election, "_retry_soon", "core.haste -= 1", "pass")),
+    mutant(
+        "elections are hurried for ever",
+        "found here",
+        (election, "_retry_soon", "core.haste -= 1", "pass"),
+        world=slow_rounds,
+    ),
     mutant(
         "without a leader a member looks for one without pause",
         "found here",
@@ -259,6 +272,7 @@ THE_LOG = [
         "answers to an older term count",
         "trap 16, openraft cecb5de8",
         (replication, "_answered", "core.role != LEADER or term < core.term", "core.role != LEADER"),
+        world=late_answers,
     ),
     mutant(
         "acknowledgements wait in vain for their term",
@@ -296,7 +310,7 @@ THE_LOG = [
         "a sync begun before a truncation counts for what came after",
         "etcd/raft async storage writes",
         (Core, "persisted", "if epoch == self.log.epoch:", "if True:"),
-        world=slow_disks,
+        world=stalled_minorities,
     ),
     mutant(
         "what came and went within a turn is taken back from the disk",
@@ -315,7 +329,7 @@ THE_LOG = [
         "an older snapshot is installed",
         "trap 53, openraft",
         (snapshot, "install", "if meta.index <= core.commit or core.role == LEADER:", "if core.role == LEADER:"),
-        world=snapshots,
+        world=overtaken_snapshots,
     ),
     mutant(
         "a snapshot is offered only once",
@@ -327,6 +341,8 @@ THE_LOG = [
             "if core.pull is not None and core.leader is not None and core.now >= core.pull.retry_at:",
             "if False:",
         ),
+        (Core, "deadline", "if self.pull is not None and", "if False and"),
+        world=pulled_snapshots_get_lost,
     ),
     mutant(
         "a snapshot drops what the log holds beyond it",
@@ -337,7 +353,7 @@ THE_LOG = [
             "if core.log.term_at(meta.index) != meta.term or not core.log.ends_batch(meta.index):",
             "if True:",
         ),
-        world=snapshots,
+        story=a_snapshot_leaves_what_follows_it,
     ),
 ]
 
@@ -369,6 +385,7 @@ READS_AND_LEASES = [
         "etcd #8975",
         (ForwardedReads, "ask", "elif not self._asked or now < self.asked_at + retry_after:", "else:"),
         (ForwardedReads, "retry_at", "if self._asked else", "if False else"),
+        story=a_question_gets_lost,
     ),
     mutant(
         "reads are confirmed by nobody",
@@ -421,6 +438,7 @@ READS_AND_LEASES = [
         "a handing over is never given up",
         "trap 35, hashicorp/raft #581",
         (transfer, "tick", "core.now >= core.transfer_state.deadline", "False"),
+        (Core, "deadline", "if self.transfer_state is not None:", "if False:"),
     ),
 ]
 
@@ -429,6 +447,7 @@ MEMBERSHIP = [
         "the membership changes before the last change has committed",
         "trap 22, hashicorp/raft and Copycat #23",
         (replication, "membership_to_pin", "if index > core.commit or core.transfer_state", "if core.transfer_state"),
+        world=busy_foundings,
     ),
 ]
 

@@ -77,9 +77,9 @@ def leases(knobs: Knobs) -> None:
     knobs.false_evidence, knobs.transfer_every, knobs.deaf_on_transfer = 1.0, 1.0, 1.0
 
 
-def three_members(knobs: Knobs) -> None:
+def three_members(knobs: Knobs, count: int = 3) -> None:
     """Three that are alike, all of them needed, on disks that neither fail nor rot."""
-    knobs.members, knobs.stay_dead = 3, 0
+    knobs.members, knobs.stay_dead, knobs.chaos = count, 0, min(knobs.chaos, 10.0)
     knobs.rot_every = knobs.misdirect_every = knobs.wipe_every = knobs.disk_error_every = knobs.full_every = NEVER
     knobs.priorities, knobs.rates = (0,) * knobs.members, (1.0,) * knobs.members
 
@@ -93,6 +93,50 @@ def many_terms(knobs: Knobs) -> None:
 def slow_disks(knobs: Knobs) -> None:
     many_terms(knobs)
     knobs.hardware.sync_time, knobs.conditions.loss = 0.1, 0.02
+
+
+def late_answers(knobs: Knobs) -> None:
+    """The same member leads again before all has arrived that was said to it in an older term."""
+    three_members(knobs)
+    knobs.transfer_every, knobs.kill_new_leader, knobs.crash_every, knobs.partition_every = 0.4, 0.3, NEVER, 2.0
+    knobs.conditions.late, knobs.conditions.late_by, knobs.conditions.loss, knobs.think = 0.3, 3.0, 0.0, 0.05
+
+
+def cut_off_leaders(knobs: Knobs) -> None:
+    """Leaders that nobody answers, for long."""
+    three_members(knobs)
+    _fast_timers(knobs)
+    knobs.partition_every, knobs.kill_new_leader = 1.5, 1.0
+    knobs.crash_every = knobs.pause_every = knobs.transfer_every = knobs.clog_every = knobs.jump_every = NEVER
+    knobs.conditions.delay, knobs.conditions.jitter, knobs.conditions.late, knobs.conditions.duplicate = 0.002, 0.0, 0.0, 0.0
+
+
+def slow_rounds(knobs: Knobs) -> None:
+    """An election takes longer than it takes to lose patience with it."""
+    three_members(knobs)
+    _fast_timers(knobs)
+    knobs.crash_every, knobs.notice, knobs.hardware.sync_time, knobs.stay_dead = 2.0, 1.0, 0.15, 1
+
+
+def stalled_minorities(knobs: Knobs) -> None:
+    """Disks stand still for long, while leaders come and go."""
+    three_members(knobs, 5)
+    _fast_timers(knobs)
+    knobs.stall_every, knobs.kill_new_leader, knobs.partition_every, knobs.crash_every = 0.5, 1.0, 1.0, NEVER
+    knobs.hardware.sync_time, knobs.conditions.loss, knobs.think = 0.05, 0.0, 0.1
+
+
+def busy_foundings(knobs: Knobs) -> None:
+    """Over almost before all members have heard of each other; and there is much to write from the beginning."""
+    three_members(knobs, 5)
+    knobs.chaos, knobs.think, knobs.clients, knobs.burst_every, knobs.burst = 1.5, 0.01, 6, 0.02, 5
+    knobs.conditions.jitter, knobs.conditions.in_order, knobs.hardware.sync_time = 0.1, True, 0.05
+    knobs.options |= {"max_batch_bytes": 300, "max_append_bytes": 1, "max_inflight_messages": 64}
+    knobs.options["max_uncommitted_bytes"] = 64 << 20
+
+
+def _fast_timers(knobs: Knobs) -> None:
+    knobs.options |= {"heartbeat": 0.05, "election_timeout": (0.45, 0.9), "session_ttl": 2.0, "disk_stall_timeout": 0.45}
 
 
 def one_by_one(knobs: Knobs) -> None:
@@ -140,6 +184,18 @@ def pulled_snapshots(knobs: Knobs) -> None:
     knobs.hardware.snapshot_time, knobs.hardware.sync_time = 0.05, 0.01
     knobs.think, knobs.clients, knobs.burst_every, knobs.burst = 0.05, 6, 0.5, 10
     knobs.partition_every, knobs.crash_every, knobs.kill_new_leader, knobs.conditions.loss = 1.0, 0.5, 0.3, 0.0
+
+
+def pulled_snapshots_get_lost(knobs: Knobs) -> None:
+    pulled_snapshots(knobs)
+    knobs.conditions.loss, knobs.crash_every = 0.2, 2.0
+
+
+def overtaken_snapshots(knobs: Knobs) -> None:
+    """They take so long to come that the log is there before them."""
+    pulled_snapshots(knobs)
+    knobs.hardware.snapshot_time, knobs.conditions.hold, knobs.options["snapshot_chunk_bytes"] = 1.0, True, 4096
+    knobs.crash_every, knobs.conditions.late = 3.0, 0.1
 
 
 def restarts(knobs: Knobs) -> None:

@@ -24,6 +24,7 @@ from coord.raft.messages import (
     HeartbeatResponse,
     Persist,
     Send,
+    SnapshotMeta,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
@@ -394,6 +395,30 @@ def a_stranger_at_a_members_address(seed: int) -> None:
     until(world, lambda: late.replica.machine.applied_index == world.truth.committed, "the true member takes part")
 
 
+def a_snapshot_leaves_what_follows_it(seed: int) -> None:
+    """A snapshot has arrived, and meanwhile the log as well, with more. What was acknowledged of it is not dropped."""
+    core, view = follower(), View()
+    core.step(1.0, "a", 1, Append(1, 0, 0, 0, 1, [batch(1, 1), batch(2, 1), batch(3, 1)]))
+    core.snapshot_stored(1.1, SnapshotMeta(2, 1, 0, membership_of(NAMES), 0, 1, b"", 0))
+    for persist in persists(core.take()):
+        view.apply(persist)
+    assert core.commit == 2 and view.last == 3, f"the log ends at {view.last}"
+
+
+def a_question_gets_lost(seed: int) -> None:
+    """A follower's question for a read never arrives, and nobody there wants to read anything else. It is asked again."""
+    world = World(seed, quiet())
+    leader = leader_of(world)
+    let_pass(world, 1.0)
+    asker = next(process for process in world.alive() if process is not leader)
+    world.network.cut([(asker.name, leader.name)])
+    answers = read(world, asker)
+    let_pass(world, 0.1)
+    world.network.heal()
+    let_pass(world, 3.0)
+    assert answers == [None], "a read is never answered"
+
+
 STORIES = [
     come_and_gone,
     a_damaged_member_promises_nothing,
@@ -410,4 +435,6 @@ STORIES = [
     a_leader_whose_disk_hangs,
     frames_go_astray,
     a_stranger_at_a_members_address,
+    a_snapshot_leaves_what_follows_it,
+    a_question_gets_lost,
 ]

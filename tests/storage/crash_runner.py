@@ -54,14 +54,21 @@ class Counts:
 
 
 class CrashRunner:
-    """Judges every disk a crash in one workload may leave. Lost: the first that breaks a promise."""
+    """Judges every disk a crash in one workload may leave. Lost: the first that breaks a promise.
 
-    def __init__(self, seed: int, segment_bytes: int, thoroughness: Thoroughness | None = None) -> None:
+    `part` of `parts`: only every so many moments are looked at, so that several runs share the work.
+    """
+
+    def __init__(
+        self, seed: int, segment_bytes: int, thoroughness: Thoroughness | None = None, *, part: int = 0, parts: int = 1
+    ) -> None:
         self.workload = Workload(seed, segment_bytes)
         self.counts = Counts()
         #: Called with some of the disks, and what was found on each.
         self.on_sample: Callable[[MemoryDisk, Found], None] = lambda disk, found: None
         self._thoroughness = thoroughness or Thoroughness()
+        self._part, self._parts = part, parts
+        self._moments = 0
         self._seen: dict[bytes, Found] = {}
         #: Equal findings are kept once.
         self._findings: dict[Found, Found] = {}
@@ -80,8 +87,11 @@ class CrashRunner:
 
     def _look(self) -> None:
         """Cut the power here."""
-        self.counts.points += 1
         self.workload.note_acknowledged()
+        self._moments += 1
+        if self._moments % self._parts != self._part:
+            return
+        self.counts.points += 1
         disk, promises = self.workload.disk, self.workload.promises
         for survivor in self._survivors(disk):
             self._examine(survivor, promises)

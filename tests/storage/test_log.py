@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -376,22 +377,43 @@ def run_until_failure(storage: DiskStorage) -> int:
     return storage.durable()
 
 
-def test_a_full_disk_costs_the_reserve_then_stops_the_member() -> None:
-    disk = MemoryDisk(capacity=600 * 6)
+def filled(disk: MemoryDisk) -> tuple[DiskStorage, int]:
+    """A storage that waits for room, and how many entries it has acknowledged."""
     storage = open_storage(disk)
     storage.recover()
     assert storage.reserve_held
-    acknowledged = 0
-    for index in range(1, 100):
+    index = 0
+    while not storage.full:
+        index += 1
+        assert index < 100 and storage.failure is None
         put(storage, appended(index, index, 1, size=100))
-        if storage.failure is not None:
-            break
-        acknowledged = storage.durable()
-    assert storage.failure is not None
-    assert storage.failure.errno == errno.ENOSPC
+    assert storage.durable() == index - 1
     assert not storage.reserve_held
     assert len(segments(disk)) >= 5
+    return storage, index - 1
+
+
+def test_a_full_disk_costs_the_reserve_then_makes_the_log_wait_for_room() -> None:
+    disk = MemoryDisk(capacity=600 * 6)
+    storage, acknowledged = filled(disk)
+    for index in range(acknowledged + 2, acknowledged + 12):
+        put(storage, appended(index, index, 1, size=100))
+    done = threading.Event()
+    storage.on_progress(lambda: storage.durable() == acknowledged + 11 and done.set())
+    assert storage.durable() == acknowledged and storage.failure is None
+    disk.capacity = None
+    assert done.wait(30), "there was room again, and nothing went on"
+    assert not storage.full
     storage.close()
+    recovered = open_storage(disk).recover()
+    assert [batch.last for batch in recovered.batches] == list(range(1, acknowledged + 12))
+
+
+def test_a_member_stopped_on_a_full_disk_has_kept_what_it_acknowledged() -> None:
+    disk = MemoryDisk(capacity=600 * 6)
+    storage, acknowledged = filled(disk)
+    storage.close()
+    assert storage.failure is None
     # No room to start either, and it says so; with room again, everything acknowledged is there.
     disk.restart()
     storage = open_storage(disk)
@@ -401,7 +423,7 @@ def test_a_full_disk_costs_the_reserve_then_stops_the_member() -> None:
     disk.capacity = None
     storage = open_storage(disk)
     recovered = storage.recover()
-    assert recovered.batches[-1].last >= acknowledged
+    assert recovered.batches[-1].last == acknowledged
     assert storage.reserve_held
 
 

@@ -115,11 +115,8 @@ def found(operation: Operation, world: World) -> list[World]:
 
 
 def conflicted(operation: Operation, world: World) -> list[World]:
-    worlds = []
-    if operation.found is None or isinstance(operation.found, Found):
-        worlds = found(operation, world)
-    else:
-        worlds = [world]
+    told = operation.found is None or isinstance(operation.found, Found)
+    worlds = found(operation, world) if told else [world]
     keys = [operation.key] if operation.key else list(operation.requires)
     possible = []
     for current in worlds:

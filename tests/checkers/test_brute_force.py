@@ -78,7 +78,7 @@ def test_the_register_agrees_with_the_map_without_revisions() -> None:
 
 @pytest.mark.parametrize("keys", [1, 2])
 def test_the_checks_by_revision_agree_where_all_revisions_are_known(keys: int) -> None:
-    """Over all keys at once: there is one log. What was said of versions, the other does not know, so it is left out."""
+    """Over all keys at once: there is one log. Of versions, which only one of them knows, it says nothing."""
     shape = Shape(8, clients=4, keys=keys, kinds=("put", "get", "get", "compare_and_set", "delete", "transaction"))
     shape.unknown = 0
     verdicts: Counter[bool] = Counter()

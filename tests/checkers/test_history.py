@@ -22,6 +22,7 @@ from coord.testing.history import (
     History,
     HistoryError,
     Operation,
+    Watched,
     identity,
 )
 from coord.testing.linearizability import UNDECIDED, check_config
@@ -67,10 +68,11 @@ def test_what_is_dumped_is_loaded(tmp_path: Path) -> None:
     for one, other in zip(recorder.operations, loaded.operations, strict=True):
         for name in Operation.__slots__:
             assert getattr(one, name) == getattr(other, name), f"{name} of {one}"
-    (one,), (other,) = recorder.watches, loaded.watches
-    assert one.events == other.events
-    assert (one.process, one.name, one.prefix, one.from_revision) == ("p", "w", "k", 3)
-    assert (other.process, other.name, other.prefix, other.from_revision) == ("p", "w", "k", 3)
+    (watch,), same = recorder.watches, loaded.watches
+    assert watch.events == same[0].events
+    assert str(watch) == str(same[0]) == "watch w of 'k' in p"
+    for name in Watched.__slots__:
+        assert getattr(watch, name) == getattr(same[0], name), name
     assert {op.outcome for op in loaded.operations} == {OK, CONFLICT, FAILED, UNKNOWN}
     with pytest.raises(FileExistsError):
         recorder.dump(tmp_path / "history")

@@ -26,12 +26,15 @@ def generated(count: int, clients: int, silent: float = 0.0) -> Run:
 
 
 def spoil(run: Run) -> None:
-    """A read at three quarters of it goes back by some hundred writes."""
+    """A read at three quarters of it goes back by a hundred writes."""
     gets = [op for op in run.operations if op.kind == "get" and isinstance(op.found, Found) and op.outcome == "ok"]
     get = gets[len(gets) * 3 // 4]
     assert isinstance(get.found, Found)
-    puts = [op.revision for op in run.operations if op.returned < get.invoked and op.revision]
-    get.found, get.at = last_found(run, "k0", sorted(puts)[-100]), 0
+    before = [op.number for op in run.operations if op.returned < get.invoked]
+    puts = sorted(run.points[number][1] for number in before if number in run.points)
+    found = last_found(run, "k0", puts[-100])
+    assert found is not None
+    get.found, get.at = Found(found.value, found.revision if get.found.revision else 0), 0
 
 
 @pytest.mark.parametrize("silent", [0.0, 1.0], ids=["revisions", "values"])

@@ -27,8 +27,10 @@ class Mutant:
     #: In `owner.name`, `old` becomes `new`: (owner, name, old, new).
     edits: tuple[tuple[Any, str, str, str], ...]
     scope: Scope
-    #: Where it does harm as well: a larger scope, if it takes one; NO_HARM if a small one shows none.
-    harm: Scope | None = None
+    #: Where the harm shows that comes of it, if not there too.
+    harm_scope: Scope | None = None
+    #: False: only the broken promise shows in a small scope.
+    harm: bool = True
 
 
 @contextmanager
@@ -115,6 +117,14 @@ MUTANTS = [
         "the leader counts what its own disk has not kept",
         ((replication, "advance_commit", "log.persisted if", "log.last_index if"),),
         _SLOW,
+        Scope(
+            terms=2,
+            entries=0,
+            crashes=1,
+            pre_votes=INSTANT,
+            # "a" leads; its first entry is on the disk of "b", and not on its own.
+            opening=("a stands", "a syncs", "a > b", "b syncs", "b > a", "a > b", "b syncs", "b > a"),
+        ),
     ),
     Mutant(
         "entries of older terms are committed by counting",
@@ -156,6 +166,7 @@ MUTANTS = [
         "the vote is forgotten on stepping down",
         ((Core, "become_follower", "was_leader = ", 'self.vote = ""; was_leader = '),),
         _CRASH,
+        Scope(terms=1, entries=0, rounds=2, pre_votes=INSTANT, disk_answers=INSTANT),
     ),
     Mutant(
         "a heartbeat commits what the leader was not seen to share",
@@ -213,5 +224,6 @@ MUTANTS = [
             # "a" leads, its first entry has reached "c", and is on nobody's disk.
             opening=("a stands", "a syncs", "a > b", "b syncs", "b > a", "a > c"),
         ),
+        harm=False,
     ),
 ]

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coord.testing import history as records
-from coord.testing.history import UNSAID, Found, History, Operation
+from coord.testing.history import UNSAID, Change, Found, History, Operation
 from coord.testing.linearizability import check_config
 from coord.testing.process import Process
+from coord.testing.revisions import check_revisions
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -105,9 +106,15 @@ class Histories:
         self._history.ok(now, operation, found=_found(found), at=process.replica.machine.applied_index)
 
     def check_end(self) -> None:
-        """By search where that is sure to end: parts that are not too large, with few writes of unknown outcome. What
-        was acknowledged, and at which revision, is held against the one true log in any case (`replies`)."""
+        """By their revisions, against the one true log; and by search, which asks no revision, where that is sure to
+        end: parts that are not too large, with few writes of unknown outcome."""
         operations = self._history.operations
+        changes = [
+            Change(made.revision, made.key, None if made.record is None else made.record.value, made.record is None)
+            for made in self._world.truth.changes
+            if made.key.startswith("k")
+        ]
+        check_revisions(operations, changes).require_ok()
         if self._world.knobs.transactions:
             parts = [operations]
         else:

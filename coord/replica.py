@@ -40,6 +40,7 @@ from coord.raft.messages import (
     ReadFailed,
     ReadOk,
     Refused,
+    RenewSnapshot,
     RoleChange,
     Send,
     SendSnapshot,
@@ -426,6 +427,9 @@ class Replica:
         if data:
             self._send(command.to, SnapshotChunk(self.core.term, command.index, command.offset, data))
 
+    def _on_renew_snapshot(self, command: RenewSnapshot) -> None:
+        self.snapshots.renew()
+
     def _on_store_snapshot(self, command: StoreSnapshot) -> None:
         self.snapshots.store(command)
 
@@ -643,6 +647,7 @@ _PERFORM: dict[type[Command], Callable[[Replica, Any], None]] = {
     RoleChange: Replica._on_role,
     MembershipChange: Replica._on_membership,
     SendSnapshot: Replica._on_send_snapshot,
+    RenewSnapshot: Replica._on_renew_snapshot,
     StoreSnapshot: Replica._on_store_snapshot,
     InstallSnapshot: Replica._on_install,
     ProposalsTaken: Replica._on_taken,

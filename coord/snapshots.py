@@ -79,12 +79,23 @@ class Snapshots:
         if batch.last // self._every == self._last_cut // self._every:
             return
         self._last_cut = batch.last
-        if self._cutting or self._core is None:
-            return
+        if not self._cutting and self._core is not None:
+            self._cut(self._core, batch.last, batch.term)
+
+    def renew(self) -> None:
+        """Take a snapshot of the state as it is, on the grid or not: the newest one kept is of no use."""
+        core = self._core
+        assert core is not None
+        term = core.log.term_at(core.applied)
+        if not self._cutting and term is not None:
+            _log.warning("%s: another has found the bytes of the newest snapshot damaged; taking a new one", self._name)
+            self._cut(core, core.applied, term)
+
+    def _cut(self, core: Core, last: int, term: int) -> None:
         self._cutting = True
-        index, membership = self._core.history.at(batch.last)
+        index, membership = core.history.at(last)
         machine = self._machine
-        meta = SnapshotMeta(batch.last, batch.term, machine.time, membership, index, 0, b"", machine.state_hash)
+        meta = SnapshotMeta(last, term, machine.time, membership, index, 0, b"", machine.state_hash)
         cut = machine.cut()
         self._report(meta)
         self._background(lambda: self._write(meta, cut))
@@ -144,7 +155,7 @@ class Snapshots:
         try:
             if sink.finish() != (meta.size, meta.sha256):
                 sink.abandon()
-                return lambda: self._pull_failed(meta, "its bytes are not what was offered")
+                return lambda: self._pull_failed(meta, "its bytes are not what was offered", doubted=True)
             self._storage.save_snapshot(meta)
         except OSError as error:
             problem = str(error)
@@ -165,14 +176,14 @@ class Snapshots:
         self._counters.snapshots_failed += 1
         _log.warning("%s: no snapshot: %s; the log keeps growing until one succeeds", self._name, problem)
 
-    def _pull_failed(self, meta: SnapshotMeta, problem: str) -> None:
+    def _pull_failed(self, meta: SnapshotMeta, problem: str, *, doubted: bool = False) -> None:
         assert self._core is not None
         self._counters.snapshots_failed += 1
         _log.warning("%s: snapshot %d was not kept: %s", self._name, meta.index, problem)
         if self._pulling is not None and self._pulling[0] == meta:
             self._pulling[1].abandon()
             self._pulling = None
-        self._core.snapshot_failed(self._core.now, meta.index)
+        self._core.snapshot_failed(self._core.now, meta.index, doubted=doubted)
 
     def _chunks(self, meta: SnapshotMeta) -> Iterator[bytes]:
         offset = 0

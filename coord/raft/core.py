@@ -369,10 +369,13 @@ class Core:
         self.now = now
         snapshot.install(self, meta)
 
-    def snapshot_failed(self, now: float, index: int) -> None:
-        """The pulled snapshot could not be kept, or its bytes were not what was offered. A later offer starts anew."""
+    def snapshot_failed(self, now: float, index: int, *, doubted: bool = False) -> None:
+        """The pulled snapshot could not be kept; or, `doubted`, its bytes were not what was offered. A later offer starts
+        anew."""
         self.now = now
         if self.pull is not None and self.pull.meta.index == index:
+            if doubted:
+                snapshot.doubted(self, index)
             self.pull = None
 
     # ----------------------------------------------------------------------------------------------------------------

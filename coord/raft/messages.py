@@ -145,7 +145,8 @@ class SnapshotOffer:
 
 @dataclass(slots=True)
 class SnapshotPull:
-    """Send me the bytes of snapshot `index` from `offset`."""
+    """Send me the bytes of snapshot `index` from `offset`. From its very end: I have them all, and they are not what was
+    offered."""
 
     term: int
     index: int
@@ -296,6 +297,12 @@ class SendSnapshot:
 
 
 @dataclass(slots=True)
+class RenewSnapshot:
+    """The bytes kept of the newest snapshot are not what they should be, says one that pulled them all: take another of
+    the state as it is now, even if it is of the same index."""
+
+
+@dataclass(slots=True)
 class StoreSnapshot:
     """Bytes of a snapshot being pulled. Keep them; then call `core.snapshot_progress(index, bytes held)`, and once
     all are there, checked against `meta.sha256` and durable, `core.snapshot_stored(meta)`."""
@@ -345,6 +352,7 @@ Command = (
     | RoleChange
     | MembershipChange
     | SendSnapshot
+    | RenewSnapshot
     | StoreSnapshot
     | InstallSnapshot
     | ProposalsTaken

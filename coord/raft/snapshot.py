@@ -13,6 +13,7 @@ from coord.raft import replication
 from coord.raft.messages import (
     AppendResponse,
     InstallSnapshot,
+    RenewSnapshot,
     SendSnapshot,
     SnapshotChunk,
     SnapshotMeta,
@@ -81,6 +82,10 @@ def on_pull(core: Core, sender: str, message: SnapshotPull) -> None:
     if meta is not None:
         if 0 <= message.offset < meta.size:
             core.command(SendSnapshot(sender, message.index, message.offset))
+        elif message.offset == meta.size and progress.state == SNAPSHOT:
+            # Rot, most likely. It would be pulled in vain for ever; the state in memory is good, so it makes another.
+            progress.snapshot_index = 0
+            core.command(RenewSnapshot())
     elif progress.state == SNAPSHOT:
         # Newer ones have taken its place.
         offer(core, sender, progress)
@@ -106,6 +111,13 @@ def progressed(core: Core, index: int, held: int) -> None:
     pull.retry_at = core.now
     if held < pull.meta.size:
         _ask(core)
+
+
+def doubted(core: Core, index: int) -> None:
+    """Not a byte is missing, and they are not what was offered: its leader is to make another."""
+    assert core.pull is not None
+    if core.leader is not None:
+        core.send(core.leader, SnapshotPull(core.term, index, core.pull.meta.size))
 
 
 def install(core: Core, meta: SnapshotMeta) -> None:

@@ -1,7 +1,8 @@
 """Histories of a config map made by hand, with what the checkers must say of each.
 
 `== name`, then `expect:` an anomaly or ok, as the revision checks say; `search:` what the search says, where the two
-differ; `changes:` the log, if it is known; `vanish:` keys the group may end; then lines of `checkers.text`. What must not live here: histories of locks and of watches, which have their own tests.
+differ; `changes:` the log, if it is known; `vanish:` keys the group may end; then lines of `checkers.text`.
+What must not live here: histories of locks and of watches, which have their own tests.
 """
 
 from __future__ import annotations

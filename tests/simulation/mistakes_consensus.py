@@ -12,9 +12,10 @@ from coord.raft.progress import Progress
 from coord.raft.read_index import ForwardedReads, PendingReads
 from coord.replica import Replica
 from simulation.mutation import (
-    busy_foundings,
     cut_off_leaders,
+    handed_to_the_dead,
     late_answers,
+    late_turns,
     leases,
     many_terms,
     mutant,
@@ -27,7 +28,6 @@ from simulation.mutation import (
     slow_disks,
     slow_rounds,
     stale_leaders,
-    stalled_minorities,
 )
 from simulation.stories import (
     a_damaged_member_promises_nothing,
@@ -39,6 +39,7 @@ from simulation.stories import (
     late_word_when_the_lease_is_back,
     longest_log_in_the_oldest_term,
     rests_without_a_leader,
+    the_membership_changes_one_step_at_a_time,
 )
 
 _UP_TO_DATE = "(message.last_term, message.last_index) >= (core.log.last_term, core.log.last_index)"
@@ -310,7 +311,7 @@ THE_LOG = [
         "a sync begun before a truncation counts for what came after",
         "etcd/raft async storage writes",
         (Core, "persisted", "if epoch == self.log.epoch:", "if True:"),
-        world=stalled_minorities,
+        world=late_turns,
     ),
     mutant(
         "what came and went within a turn is taken back from the disk",
@@ -439,6 +440,7 @@ READS_AND_LEASES = [
         "trap 35, hashicorp/raft #581",
         (transfer, "tick", "core.now >= core.transfer_state.deadline", "False"),
         (Core, "deadline", "if self.transfer_state is not None:", "if False:"),
+        world=handed_to_the_dead,
     ),
 ]
 
@@ -447,7 +449,7 @@ MEMBERSHIP = [
         "the membership changes before the last change has committed",
         "trap 22, hashicorp/raft and Copycat #23",
         (replication, "membership_to_pin", "if index > core.commit or core.transfer_state", "if core.transfer_state"),
-        world=busy_foundings,
+        story=the_membership_changes_one_step_at_a_time,
     ),
 ]
 

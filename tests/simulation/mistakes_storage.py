@@ -17,15 +17,19 @@ from simulation.mutation import (
     failing_disks,
     mutant,
     power_cuts,
+    power_cuts_at_start,
     pulled_snapshots,
+    pulled_snapshots_in_one_segment,
     rotting_disks,
     snapshots,
+    torn_writes,
     wiped_disks,
 )
 from simulation.stories import (
     a_snapshot_knows_what_its_index_knew,
     one_snapshot_fails,
     one_snapshot_rots,
+    one_snapshot_rots_where_it_is_pulled_from,
     power_lost_after_a_lonely_mark,
 )
 
@@ -95,7 +99,7 @@ SYNCS_AND_NAMES = [
             f"{_SYNC}\n        {_RENAME}",
             f"if not self._named:\n        {_RENAME}\n    {_SYNC}",
         ),
-        world=power_cuts,
+        world=power_cuts_at_start,
     ),
     mutant(
         "the last segment goes before its copy is on disk",
@@ -130,7 +134,7 @@ DAMAGE = [
         "checksums of records are not checked",
         "trap 40, MongoDB and Redis in FAST'17",
         (records, "read_record", f"!= crc:\n        {_CRC}", f"!= crc and False:\n        {_CRC}"),
-        world=power_cuts,
+        world=torn_writes,
     ),
     mutant(
         "checksums cover the header only",
@@ -142,7 +146,7 @@ DAMAGE = [
             "[start + _SEED_AND_CRC.size : end]",
             "[start + _SEED_AND_CRC.size : start + RECORD_HEADER_BYTES]",
         ),
-        world=power_cuts,
+        world=torn_writes,
     ),
     mutant(
         "damage in the middle is cut like a torn tail",
@@ -217,7 +221,7 @@ SNAPSHOT_FILES = [
             "self._files.sync_directory(self._directory)\n        kept = dict",
             "kept = dict",
         ),
-        world=pulled_snapshots,
+        world=pulled_snapshots_in_one_segment,
     ),
     mutant(
         "the log is dropped up to the newest snapshot",
@@ -240,7 +244,7 @@ SNAPSHOT_FILES = [
     mutant(
         "a snapshot is of the term that leads, not of its entry's",
         "trap 25, async-raft #133",
-        (Snapshots, "applied", "SnapshotMeta(batch.last, batch.term,", "SnapshotMeta(batch.last, self._core.term,"),
+        (Snapshots, "_cut", "SnapshotMeta(last, term,", "SnapshotMeta(last, core.term,"),
         world=snapshots,
     ),
     mutant(
@@ -248,16 +252,16 @@ SNAPSHOT_FILES = [
         "trap 25, canonical/raft #250",
         (
             Snapshots,
-            "applied",
-            "index, membership = self._core.history.at(batch.last)",
-            "index, membership = self._core.history.latest_index, self._core.history.latest",
+            "_cut",
+            "index, membership = core.history.at(last)",
+            "index, membership = core.history.latest_index, core.history.latest",
         ),
         story=a_snapshot_knows_what_its_index_knew,
     ),
     mutant(
         "a snapshot holds the state of when it is written",
         "trap 44, etcd 3.5",
-        (Snapshots, "applied", "self._write(meta, cut)", "self._write(meta, machine.cut())"),
+        (Snapshots, "_cut", "self._write(meta, cut)", "self._write(meta, machine.cut())"),
         world=snapshots,
     ),
     mutant(
@@ -265,7 +269,7 @@ SNAPSHOT_FILES = [
         "trap 40",
         (Snapshots, "_finish_pull", "if sink.finish() != (meta.size, meta.sha256):", "if not sink.finish():"),
         (SnapshotFile, "describe", "if (meta.size, meta.sha256) != self._finished:", "if not self._finished:"),
-        world=pulled_snapshots,
+        story=one_snapshot_rots_where_it_is_pulled_from,
     ),
     mutant(
         "a member whose disk failed goes on",

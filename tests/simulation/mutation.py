@@ -118,21 +118,17 @@ def slow_rounds(knobs: Knobs) -> None:
     knobs.crash_every, knobs.notice, knobs.hardware.sync_time, knobs.stay_dead = 2.0, 1.0, 0.15, 1
 
 
-def stalled_minorities(knobs: Knobs) -> None:
-    """Disks stand still for long, while leaders come and go."""
-    three_members(knobs, 5)
-    _fast_timers(knobs)
-    knobs.stall_every, knobs.kill_new_leader, knobs.partition_every, knobs.crash_every = 0.5, 1.0, 1.0, NEVER
-    knobs.hardware.sync_time, knobs.conditions.loss, knobs.think = 0.05, 0.0, 0.1
+def late_turns(knobs: Knobs) -> None:
+    """What arrived and what the disk has done meanwhile are found together."""
+    many_terms(knobs)
+    knobs.hardware.sync_time, knobs.hardware.turn_delay, knobs.pause_every = 0.1, 0.1, 1.0
 
 
-def busy_foundings(knobs: Knobs) -> None:
-    """Over almost before all members have heard of each other; and there is much to write from the beginning."""
-    three_members(knobs, 5)
-    knobs.chaos, knobs.think, knobs.clients, knobs.burst_every, knobs.burst = 1.5, 0.01, 6, 0.02, 5
-    knobs.conditions.jitter, knobs.conditions.in_order, knobs.hardware.sync_time = 0.1, True, 0.05
-    knobs.options |= {"max_batch_bytes": 300, "max_append_bytes": 1, "max_inflight_messages": 64}
-    knobs.options["max_uncommitted_bytes"] = 64 << 20
+def handed_to_the_dead(knobs: Knobs) -> None:
+    """Leaders hand over to members that are not there, and one of them never is again."""
+    three_members(knobs)
+    knobs.transfer_every, knobs.crash_every, knobs.notice, knobs.stay_dead = 0.3, 0.7, 0.0, 1
+    knobs.partition_every = knobs.pause_every = knobs.stall_every = NEVER
 
 
 def _fast_timers(knobs: Knobs) -> None:
@@ -191,6 +187,12 @@ def pulled_snapshots_get_lost(knobs: Knobs) -> None:
     knobs.conditions.loss, knobs.crash_every = 0.2, 2.0
 
 
+def pulled_snapshots_in_one_segment(knobs: Knobs) -> None:
+    """So that no segment is dropped, whose name would be synced with that of the snapshot."""
+    pulled_snapshots(knobs)
+    knobs.hardware.segment_bytes, knobs.crash_every = 64 << 10, 0.3
+
+
 def overtaken_snapshots(knobs: Knobs) -> None:
     """They take so long to come that the log is there before them."""
     pulled_snapshots(knobs)
@@ -212,6 +214,20 @@ def power_cuts(knobs: Knobs) -> None:
     knobs.crash_every, knobs.crash_at_start, knobs.kill_new_leader = 0.4, 0.3, 0.5
     knobs.hardware.sync_time, knobs.hardware.segment_bytes = 0.02, 2048
     knobs.think, knobs.clients, knobs.value_bytes = 0.05, 4, 150
+
+
+def power_cuts_at_start(knobs: Knobs) -> None:
+    """Hardly a start is let come to its end."""
+    power_cuts(knobs)
+    knobs.crash_every, knobs.crash_at_start, knobs.chaos = 0.3, 1.0, 10.0
+
+
+def torn_writes(knobs: Knobs) -> None:
+    """Many long writes, and power that is lost in the middle of them."""
+    power_cuts(knobs)
+    knobs.crash_every, knobs.burst_every, knobs.burst, knobs.crash_at_start = 0.15, 0.2, 20, 0.0
+    knobs.options |= {"max_batch_bytes": 10_000, "max_append_bytes": 1 << 20, "max_uncommitted_bytes": 64 << 20}
+    knobs.hardware.segment_bytes, knobs.stay_dead = 16384, 0
 
 
 def rotting_disks(knobs: Knobs) -> None:

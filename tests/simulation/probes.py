@@ -122,6 +122,7 @@ _PLACES: list[tuple[str, Any, str, str]] = [
     ("a snapshot is offered before there is one", snapshot, "offer", "progress.become_probe("),
     ("an old offer reaches one that has caught up", snapshot, "on_offer", "core.send_when_durable("),
     ("a pull is of a snapshot no longer kept", snapshot, "on_pull", "offer(core, sender"),
+    ("a rotten snapshot is to be renewed", snapshot, "on_pull", "progress.snapshot_index = 0"),
     ("a chunk that nobody waits for", snapshot, "on_chunk", "return\n    if not"),
     ("a snapshot is stored, and the log has caught up", snapshot, "install", "return\n    core"),
     ("a snapshot is installed", snapshot, "install", "core.snapshot"),

@@ -22,6 +22,7 @@ from coord.raft.messages import (
     Command,
     Heartbeat,
     HeartbeatResponse,
+    Message,
     Persist,
     Send,
     SnapshotMeta,
@@ -419,7 +420,90 @@ def a_question_gets_lost(seed: int) -> None:
     assert answers == [None], "a read is never answered"
 
 
+def a_rotten_snapshot_is_not_handed_on_for_ever(seed: int) -> None:
+    """A member that fell behind pulls a snapshot whose bytes have rotted on the leader's disk. Nothing more is written,
+    so none would be taken in its place; the leader must take one all the same."""
+    knobs = quiet()
+    knobs.options |= {"snapshot_entries": 20, "max_batch_bytes": 300, "snapshot_chunk_bytes": 400}
+    world = World(seed, knobs)
+    leader = leader_of(world)
+    let_pass(world, 1)
+    behind = next(name for name in world.names if name != leader.name)
+    world.stay_dead.add(behind)
+    world.kill(behind)
+    for _ in range(30):
+        world.write(leader, 3)
+        let_pass(world, 0.2)
+    disk = world.disks[leader.name]
+    newest = [name for name in disk.names(DATA) if name.startswith("snapshot-")][-1]
+    world.atlas.harmed(leader.name, "rot")
+    disk.flip(f"{DATA}/{newest}", 100)
+    world.stay_dead.discard(behind)
+    world.revive(behind)
+    let_pass(world, 20)
+    process = world.process(behind)
+    assert process.replica.counters.snapshots_failed, "nobody noticed"
+    assert process.replica.machine.applied_index == world.truth.committed
+
+
+def the_membership_changes_one_step_at_a_time(seed: int) -> None:
+    """A leader has heard of one member after the other. It writes down what it learned of the second only when what it
+    learned of the first has committed (trap 22)."""
+    core = Core("a", 7, Settings(), random.Random(seed), Start(membership_of({name: "" for name in "abcde"})), 0.0)
+
+    def durable() -> None:
+        for persist in persists(core.take()):
+            core.persisted(core.now, persist.seq)
+
+    def hears(sender: str, message: Message) -> None:
+        core.step(core.now, sender, 1 + ord(sender), message)
+
+    core.tick(9.0)
+    for pre in (True, False):
+        for voter in "bc":
+            hears(voter, VoteResponse(1, True, pre))
+        durable()
+    assert core.role == LEADER
+    core.propose(9.0, [encode_entry(b"")])
+    durable()
+    for index, stranger in ((1, "d"), (2, "e")):
+        hears(stranger, HeartbeatResponse(1, 1, 0))
+        for sender in "bc":
+            hears(sender, AppendResponse(1, True, index, 1))
+        durable()
+    assert core.commit == 2 and core.history.latest_index == 3, f"{core.history.latest_index}, committed {core.commit}"
+
+
+def one_snapshot_rots_where_it_is_pulled_from(seed: int) -> None:
+    """What a leader hands out of its snapshot is not what it wrote. Nobody takes that for the state, or comes to harm by
+    it; and sooner or later there is a good one."""
+    knobs = quiet()
+    knobs.options["snapshot_entries"] = 5
+    world = World(seed, knobs)
+    leader = leader_of(world)
+    name = next(name for name in world.names if name != leader.name)
+    world.stay_dead.add(name)
+    world.kill(name, power=False)
+    for _ in range(6):
+        world.write(leader, 6)
+        let_pass(world, 0.5)
+    newest = leader.replica.core.snapshot
+    assert newest is not None and leader.replica.core.log.base > 0
+    for meta in (newest, leader.replica.core.older_snapshot):
+        assert meta is not None
+        world.disks[leader.name].flip(f"{DATA}/{snapshot_name(meta.index)}", 16 + seed * 7 % meta.size)
+    world.stay_dead.discard(name)
+    world.revive(name)
+    let_pass(world, 3.0)
+    for _ in range(6):
+        world.write(leader, 6)
+        let_pass(world, 0.5)
+    let_pass(world, 5.0)
+    assert world.process(name).replica.machine.applied_index == world.truth.committed, "it was never brought up to date"
+
+
 STORIES = [
+    a_rotten_snapshot_is_not_handed_on_for_ever,
     come_and_gone,
     a_damaged_member_promises_nothing,
     longest_log_in_the_oldest_term,
@@ -437,4 +521,6 @@ STORIES = [
     a_stranger_at_a_members_address,
     a_snapshot_leaves_what_follows_it,
     a_question_gets_lost,
+    the_membership_changes_one_step_at_a_time,
+    one_snapshot_rots_where_it_is_pulled_from,
 ]

@@ -56,11 +56,19 @@ class Counts:
 class CrashRunner:
     """Judges every disk a crash in one workload may leave. Lost: the first that breaks a promise.
 
-    `part` of `parts`: only every so many moments are looked at, so that several runs share the work.
+    `part` of `parts`: only every so many moments are looked at, so that several runs share the work. `seen`: what was
+    found on which disk, if they share that too.
     """
 
     def __init__(
-        self, seed: int, segment_bytes: int, thoroughness: Thoroughness | None = None, *, part: int = 0, parts: int = 1
+        self,
+        seed: int,
+        segment_bytes: int,
+        thoroughness: Thoroughness | None = None,
+        *,
+        part: int = 0,
+        parts: int = 1,
+        seen: dict[bytes, Found] | None = None,
     ) -> None:
         self.workload = Workload(seed, segment_bytes)
         self.counts = Counts()
@@ -69,7 +77,7 @@ class CrashRunner:
         self._thoroughness = thoroughness or Thoroughness()
         self._part, self._parts = part, parts
         self._moments = 0
-        self._seen: dict[bytes, Found] = {}
+        self._seen = {} if seen is None else seen
         #: Equal findings are kept once.
         self._findings: dict[Found, Found] = {}
 
@@ -110,7 +118,8 @@ class CrashRunner:
             promises.judge(found)
             return
         self.counts.disks += 1
-        number, how = self.counts.disks, self._thoroughness
+        # By what is on the disk, not by its number: which are looked at closer does not depend on what came before.
+        number, how = int.from_bytes(key[:4], "little"), self._thoroughness
         # A disk after a power cut has nothing left to lose: what it may leave is itself.
         untouched = next(disk.crash_subsets())
         found, storage = self._start(disk)

@@ -25,6 +25,8 @@ STEPS = 300
 WORKLOADS = [(1, 600), (2, 2000), *([(3, 450), (4, 1200)] if ALL else [])]
 #: Each workload is looked at in so many tests, none of which takes long enough to be taken for hanging.
 PARTS = 60 if ALL else 4
+#: For each workload, what the parts so far have found on which disk: nothing is started twice.
+SEEN: dict[tuple[int, int], dict[bytes, Found]] = {}
 #: Every kind of thing a member does to its disk.
 STEPS_TAKEN = {
     *("append", "vote", "truncate", "snapshot", "half_snapshot", "install", "pull_and_stop", "idle", "prepare"),
@@ -50,7 +52,8 @@ def say(capsys: pytest.CaptureFixture[str], counts: Counts, what: str) -> None:
 def test_every_crash_point_recovers(
     seed: int, segment_bytes: int, part: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runner = CrashRunner(seed, segment_bytes, thoroughness(), part=part, parts=PARTS)
+    seen = SEEN.setdefault((seed, segment_bytes), {})
+    runner = CrashRunner(seed, segment_bytes, thoroughness(), part=part, parts=PARTS, seen=seen)
     on_a_real_disk = RealDisk(tmp_path, segment_bytes)
     runner.on_sample = on_a_real_disk
     counts = runner.run(STEPS)

@@ -29,6 +29,7 @@ from coord.raft.roles import LEADER
 from coord.reads import Read
 from coord.replica import Replica
 from coord.transports.base import Transport
+from coord.watch import WaitFor
 
 _log = logging.getLogger("coord.loop")
 
@@ -158,16 +159,15 @@ class Loop:
     # How other threads tell the time and wait.
 
     clock = staticmethod(clock)
+    #: Sleeps on a condition, which the caller holds, until a predicate is true or so many seconds have passed. Neither
+    #: of these two holds on to the loop.
+    wait_for: WaitFor = staticmethod(threading.Condition.wait_for)
 
     def waiter(self) -> Waiter:
         return Waiter()
 
     def answer(self) -> Answer:
         return Answer(self.dispatcher)
-
-    def wait_for(self, condition: threading.Condition, predicate: Callable[[], bool], seconds: float | None) -> None:
-        """Sleep on `condition`, which the caller holds, until `predicate` is true or `seconds` have passed."""
-        condition.wait_for(predicate, seconds)
 
     def back_off(self, longest: float) -> None:
         """Let others go first, for a random time up to `longest` seconds."""

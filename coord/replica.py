@@ -437,11 +437,13 @@ class Replica:
         meta = command.meta
         if meta.index <= self.machine.applied_index:
             return
+        before = self.machine.store.revision
         try:
             self.snapshots.restore(meta)
         except StorageError as error:
             self.fail(error)
             return
+        self.watches.jumped(before, meta.index)
         self._settle_after_jump()
         self._publish()
 

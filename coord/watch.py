@@ -82,7 +82,8 @@ class Watch:
         self._closed = False
         #: `notify` was called, and `take` has not yet found everything taken.
         self._notified = False
-        self._first_revision = 0
+        #: It tells nothing older; 0: whatever comes.
+        self.first_revision = 0
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -116,7 +117,7 @@ class Watch:
 
     def begin_at(self, revision: int) -> None:
         """Tell nothing older, even if it is still to happen."""
-        self._first_revision = revision
+        self.first_revision = revision
 
     def put(self, changes: Iterable[Any], *, bounded: bool = True) -> None:
         """Add changes, oldest first. Not `bounded`: what is there when the watch begins, however much."""
@@ -124,7 +125,7 @@ class Watch:
             if self._closed or self._error is not None:
                 return
             for change in changes:
-                if change.revision < self._first_revision:
+                if change.revision < self.first_revision:
                     continue
                 if self._conflate:
                     # Moved to the end, so that revisions never fall.
@@ -229,6 +230,22 @@ class Watches:
             wanted = [change for change in changes if change.key.startswith(prefix)] if prefix else changes
             if wanted:
                 watch.put(wanted)
+
+    def jumped(self, before: int, after: int) -> None:
+        """A snapshot took the state from revision `before` to `after`. What it changed is told as the difference from
+        `before`; a watch that was to begin later than that knows of keys this member never had, and would never hear
+        that they are gone."""
+        for look_up in tuple(self._watches):
+            watch = look_up()
+            if watch is not None and before + 1 < watch.first_revision <= after:
+                self.discard(watch)
+                watch.end(
+                    Compacted(
+                        f"changes since revision {watch.first_revision} are not known: this member was behind that, and "
+                        f"a snapshot took it to {after}; read the present state, then watch from its revision",
+                        revision=after,
+                    )
+                )
 
     def end(self, error: CoordError) -> None:
         with self._lock:

@@ -123,7 +123,7 @@ class _NoTransport:
 
 
 class VirtualLoop(Loop):
-    """What a node's calls go through; in place of the thread there is one process after the other of the simulation."""
+    """What a node's calls go through. In place of the thread there is a process of the simulation, for its one life."""
 
     def __init__(self, world: VirtualWorld, name: str) -> None:
         super().__init__(name, _NoTransport(), _not_built_here)  # type: ignore[arg-type]
@@ -158,7 +158,6 @@ class VirtualLoop(Loop):
             self._problem = problem
             self._ready.set()
             raise problem
-        #: A loop is for one life.
         self.process = simulation.processes[self.name]
         self._replica = self.process.replica
         self.started_at = simulation.timeline.now
@@ -328,7 +327,6 @@ class VirtualWorld:
     def kill(self, name: str) -> None:
         loop = self._nodes[name]._running_loop()
         assert isinstance(loop, VirtualLoop)
-        self.simulation.kill(name, power=False)
         loop.end(ClosedError(f"member {name!r} was killed by the test"))
 
     def pause(self, name: str) -> bool:
@@ -380,5 +378,4 @@ class VirtualWorld:
         for name, node in self._nodes.items():
             loop = node._loop
             if isinstance(loop, VirtualLoop) and loop.running:
-                self.simulation.kill(name, power=False)
                 loop.end(ClosedError(f"the group of member {name!r} was closed"))

@@ -25,7 +25,7 @@ from coord.testing.history import (
     Watched,
     identity,
 )
-from coord.testing.linearizability import UNDECIDED, check_config
+from coord.testing.linearizability import UNDECIDED, check, check_config
 from coord.testing.models import ConfigKeys, Lock, Register
 from coord.testing.revisions import check_revisions
 
@@ -246,6 +246,14 @@ def test_keys_are_judged_apart_unless_transactions_tie_them() -> None:
     tied = check_config(history(f"{lines}\nb 6-7 txn x=2 y=2 -> @10"))
     assert not tied.ok
     assert tied.partition == ("x", "y")
+
+
+def test_a_write_that_changes_nothing_now_may_matter_later() -> None:
+    """Both orders of the two in the middle must be tried, though the first of them writes what is there already."""
+    again = "a 0-1 put k 1 ->\nb 2-9 put k 1 ->\nc 3-9 put k 2 ->\nd 10-11 get k -> 1"
+    assert check(history(again), Register()).ok
+    assert check(history(again.replace("get k -> 1", "get k -> 2")), Register()).ok
+    assert not check(history(again.replace("get k -> 1", "get k -> 3")), Register()).ok
 
 
 def test_nothing_is_nothing_wrong() -> None:

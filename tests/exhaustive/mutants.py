@@ -66,6 +66,7 @@ _SLOW = Scope(terms=1, entries=1, pre_votes=INSTANT)
 _READS = Scope(
     terms=2,
     entries=0,
+    rounds=2,
     reads=1,
     pre_votes=INSTANT,
     disk_answers=INSTANT,

@@ -28,7 +28,8 @@ class Scope:
     entries: int = 1
     #: All members' together.
     crashes: int = 0
-    #: Of one leader, all told: the first comes with the election, each heartbeat and read begins another.
+    #: Of one leader: the first comes with the election, each heartbeat and read begins another. When there were so many,
+    #: it sends no more heartbeats, and questions for a read to it are lost.
     rounds: int = 1
     reads: int = 0
     #: REAL: asked and answered like anything else. FREE: whoever asks may be told yes at any moment, whatever the others

@@ -378,7 +378,7 @@ class Search:
             bits ^= bit
             sender, _, message = self._messages[bit.bit_length() - 1]
             moves, answers = [], []
-            for given in deliveries(self.scope, sender, message):
+            for given in deliveries(member.local, self.scope, sender, message):
                 for effect in self._turns(number, given):
                     if effect.local != number or effect.crash:
                         moves.append(effect)
@@ -406,7 +406,7 @@ class Search:
     def _pair(self, member: Member, one: int, other: int) -> list[Effect]:
         number, found = self._member_of[member.local], []
         first, second = (self._messages[bit.bit_length() - 1] for bit in (one, other))
-        for given in deliveries(self.scope, first[0], first[2]):
+        for given in deliveries(member.local, self.scope, first[0], first[2]):
             both = (*given, (second[0], second[2]))
             found += [effect for effect in self._turns(number, both) if effect.local != number]
         return found

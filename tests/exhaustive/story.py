@@ -129,7 +129,7 @@ class Story:
             for sender, to, message in list(self.said):
                 place = NAMES.index(to)
                 local = self.locals()[place]
-                for given in deliveries(self.scope, sender, message):
+                for given in deliveries(local, self.scope, sender, message):
                     try:
                         turn = Process.thawed(local, self.scope).turn(given)
                     except Violation:

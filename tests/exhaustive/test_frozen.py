@@ -56,7 +56,7 @@ def walk(scope: Scope, seed: int, steps: int = 150) -> Iterator[tuple[Process, L
         choices = inputs(local, scope, reads)
         heard = [(sender, message) for sender, to, message in sorted(said, key=repr) if to == local.name]
         for sender, message in rng.sample(heard, min(4, len(heard))):
-            choices += deliveries(scope, sender, message)
+            choices += deliveries(local, scope, sender, message)
         if len(heard) > 1:
             choices.append(("deliver", False, *rng.sample(heard, 2)))
         if rng.random() < 0.03 or not choices:

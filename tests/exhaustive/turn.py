@@ -27,6 +27,7 @@ from coord.raft.messages import (
     HeartbeatResponse,
     Persist,
     ReadOk,
+    ReadRequest,
     ReadResponse,
     Send,
     VoteRequest,
@@ -314,9 +315,13 @@ def inputs(local: Local, scope: Scope, reads: int) -> list[Input]:
     return found
 
 
-def deliveries(scope: Scope, sender: str, message: FrozenMessage) -> list[Input]:
+def deliveries(local: Local, scope: Scope, sender: str, message: FrozenMessage) -> list[Input]:
     """In how many ways this message may arrive: at once, or late, where that can make a difference."""
-    kind = message[0]
+    kind, reign = message[0], local.core.reign
+    if kind is ReadRequest and reign is not None:
+        # Each time it arrives it begins another round, or waits once more: without bound, but for this.
+        if reign.rounds >= scope.rounds or (sender, message[2]) in reign.parked:
+            return []
     if kind is VoteRequest:
         return [("deliver", late, (sender, message)) for late in ((False, True) if scope.stickiness else (True,))]
     if kind is HeartbeatResponse:

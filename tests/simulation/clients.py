@@ -358,8 +358,13 @@ class WatchedChanges:
         if self.process is not process:
             self._begin(process, resume=self._revision > 0 and rng.random() < 0.7)
         assert self._watch is not None
-        while (change := self._watch.take()) is not None:
-            self._told(change)  # type: ignore[arg-type]
+        try:
+            while (change := self._watch.take()) is not None:
+                self._told(change)  # type: ignore[arg-type]
+        except Compacted:
+            self._world.truth.note("watch ended by a snapshot")
+            self._begin(process, resume=False)
+            self.look(process, rng)
 
     def _begin(self, process: Process, *, resume: bool) -> None:
         machine = process.replica.machine

@@ -291,7 +291,7 @@ WATCHES = [
     mutant(
         "a watch that resumes at a member that lags is told again",
         "etcd #15271",
-        (Watch, "put", "if change.revision < self._first_revision:", "if False:"),
+        (Watch, "put", "if change.revision < self.first_revision:", "if False:"),
         world=moving_watches,
     ),
     mutant(

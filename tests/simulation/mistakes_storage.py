@@ -22,7 +22,6 @@ from simulation.mutation import (
     pulled_snapshots_in_one_segment,
     rotting_disks,
     snapshots,
-    torn_writes,
     wiped_disks,
 )
 from simulation.stories import (
@@ -31,6 +30,7 @@ from simulation.stories import (
     one_snapshot_rots,
     one_snapshot_rots_where_it_is_pulled_from,
     power_lost_after_a_lonely_mark,
+    power_lost_in_the_middle_of_writes,
 )
 
 _SYNC = "self._files.sync(self._handle)\n    self._mark_unsynced = False\n    if not self._named:"
@@ -134,7 +134,7 @@ DAMAGE = [
         "checksums of records are not checked",
         "trap 40, MongoDB and Redis in FAST'17",
         (records, "read_record", f"!= crc:\n        {_CRC}", f"!= crc and False:\n        {_CRC}"),
-        world=torn_writes,
+        story=power_lost_in_the_middle_of_writes,
     ),
     mutant(
         "checksums cover the header only",
@@ -146,7 +146,7 @@ DAMAGE = [
             "[start + _SEED_AND_CRC.size : end]",
             "[start + _SEED_AND_CRC.size : start + RECORD_HEADER_BYTES]",
         ),
-        world=torn_writes,
+        story=power_lost_in_the_middle_of_writes,
     ),
     mutant(
         "damage in the middle is cut like a torn tail",

@@ -222,14 +222,6 @@ def power_cuts_at_start(knobs: Knobs) -> None:
     knobs.crash_every, knobs.crash_at_start, knobs.chaos = 0.3, 1.0, 10.0
 
 
-def torn_writes(knobs: Knobs) -> None:
-    """Many long writes, and power that is lost in the middle of them."""
-    power_cuts(knobs)
-    knobs.crash_every, knobs.burst_every, knobs.burst, knobs.crash_at_start = 0.15, 0.2, 20, 0.0
-    knobs.options |= {"max_batch_bytes": 10_000, "max_append_bytes": 1 << 20, "max_uncommitted_bytes": 64 << 20}
-    knobs.hardware.segment_bytes, knobs.stay_dead = 16384, 0
-
-
 def rotting_disks(knobs: Knobs) -> None:
     """Bits change on one of the disks, which are read again soon after."""
     power_cuts(knobs)

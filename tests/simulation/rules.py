@@ -337,11 +337,13 @@ class Rules:
             )
 
     def _no_lease_of_another(self, process: Process) -> None:
-        """Lease exclusivity: while a leader may answer reads alone, nobody else is elected."""
+        """Lease exclusivity: while a leader may answer reads alone, nobody is elected in a newer term. One that finds late
+        votes of an older term leads nobody."""
         for other in self._world.alive():
-            if other is not process and other.replica.core.role == LEADER:
+            core = other.replica.core
+            if other is not process and core.role == LEADER and core.term < process.replica.core.term:
                 self._require(
-                    other.replica.core.lease_until() <= other.local(),
+                    core.lease_until() <= other.local(),
                     f"elected within the lease of {other.name}",
                     process,
                 )

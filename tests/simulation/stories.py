@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coord.config_map import _begin_watch
+from coord.errors import Compacted
 from coord.machine import commands
 from coord.raft.batch import NOOP, Batch, encode_entry, make_batch
 from coord.raft.core import Core, Start
@@ -36,7 +37,7 @@ from coord.storage.snapshots import snapshot_name
 from coord.testing.chance import stream
 from coord.testing.disk import DATA, View
 from coord.testing.network import Conditions, between
-from coord.testing.process import Process
+from coord.testing.process import Crash, Process
 from coord.testing.simulation import Hardware
 from coord.watch import Watch
 from coord.wire import encode
@@ -313,15 +314,20 @@ def a_snapshot_knows_what_its_index_knew(seed: int) -> None:
     """While a snapshot is taken the newest membership may not have committed, and may still be taken back: it is not
     that of the snapshot (trap 25)."""
     knobs = quiet()
-    knobs.options["snapshot_entries"] = 1
-    world, taken = World(seed, knobs), 0
-    while taken < 100 and world.timeline.step(60.0):
+    knobs.options |= {"snapshot_entries": 1, "heartbeat": 0.05, "election_timeout": (0.5, 1.0)}
+    world = World(seed, knobs)
+    world.stay_dead.add("c")
+    world.kill("c")
+    leader = leader_of(world)
+    before = leader.replica.core.history.latest_index
+    world.stay_dead.discard("c")
+    world.revive("c")
+    # What the group learns of c is a new membership, soon after.
+    while leader.replica.core.membership_committed == before and world.timeline.step(60.0):
         for process in world.alive():
             meta = process.replica.core.snapshot
-            if meta is not None:
-                taken += 1
-                assert meta.membership_index <= meta.index, f"{process.name}: {meta}"
-    assert taken, "no snapshot was taken"
+            assert meta is None or meta.membership_index <= meta.index, f"{process.name}: {meta}"
+    assert leader.replica.core.membership_committed > before and leader.replica.core.snapshot is not None
 
 
 def late_word_when_the_lease_is_back(seed: int) -> None:
@@ -502,7 +508,59 @@ def one_snapshot_rots_where_it_is_pulled_from(seed: int) -> None:
     assert world.process(name).replica.machine.applied_index == world.truth.committed, "it was never brought up to date"
 
 
+def power_lost_in_the_middle_of_writes(seed: int) -> None:
+    """One member after the other loses power when what it wrote is not yet synced: some of it is there, some is not."""
+    world = World(seed, quiet(sync_time=0.001))
+
+    def crash(kind: str) -> None:
+        if kind == "sync":
+            raise Crash
+
+    for number in range(9):
+        leader, name = leader_of(world), world.names[number % 3]
+        until(world, lambda: len(world.alive()) == len(world.names), "all are back")
+        let_pass(world, 0.2)
+        world.disks[name].before = crash
+        for key in range(5):
+            leader.propose(commands.put, (f"w{key}", b"x" * 300), lambda reply: None)
+        until(world, lambda name=name: world.living(name) is None, "it loses power")  # type: ignore[misc]
+
+
+def a_watch_ahead_of_its_member(seed: int) -> None:
+    """Whoever watched elsewhere goes on at a member that is far behind. A snapshot takes that member past a delete of a
+    key it never had, so it has nothing to tell of that; the watch must not go on as if nothing had been missed."""
+    knobs = quiet()
+    knobs.options |= {"snapshot_entries": 10, "max_batch_bytes": 300}
+    world = World(seed, knobs)
+    leader = leader_of(world)
+    let_pass(world, 1)
+    behind = next(name for name in world.names if name != leader.name)
+    world.network.cut(between([behind], [name for name in world.names if name != behind]))
+    leader.propose(commands.put, ("k", b"there"), lambda reply: None)
+    let_pass(world, 0.5)
+    known = leader.replica.machine.store.revision
+    process = world.process(behind)
+    assert process.replica.machine.store.revision < known
+    watch = Watch("k", conflate=False, timeout=None, decode=lambda change: change, notify=None, on_close=lambda w: None)
+    _begin_watch(process.replica, watch, known + 1, False)
+    leader.propose(commands.delete, ("k",), lambda reply: None)
+    for _ in range(20):
+        world.write(leader, 3)
+        let_pass(world, 0.2)
+    world.network.heal()
+    until(world, lambda: process.replica.counters.snapshots_installed, "it is taken past all that")
+    let_pass(world, 1)
+    told = []
+    try:
+        while (change := watch.take()) is not None:
+            told.append(change)
+    except Compacted:
+        return
+    raise AssertionError(f"told {told} and no more, while k is gone")
+
+
 STORIES = [
+    a_watch_ahead_of_its_member,
     a_rotten_snapshot_is_not_handed_on_for_ever,
     come_and_gone,
     a_damaged_member_promises_nothing,
@@ -523,4 +581,5 @@ STORIES = [
     a_question_gets_lost,
     the_membership_changes_one_step_at_a_time,
     one_snapshot_rots_where_it_is_pulled_from,
+    power_lost_in_the_middle_of_writes,
 ]

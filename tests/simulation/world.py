@@ -176,7 +176,8 @@ class World(Simulation):
         rng = stream(self.seed, "survivors")
         whole = [name for name in self.names if not self.atlas.harm(name)]
         self.stay_dead |= set(rng.sample(whole, self.knobs.stay_dead))
-        self.failing.clear()
+        # What has failed by now may not have been noticed yet.
+        self.failing = {process.name for process in self.alive() if process.storage.failure is not None}
         for name in self.names:
             self.unstall(name)
             self.disks[name].capacity = None

@@ -35,7 +35,7 @@ class Thoroughness:
     #: Let the process die and not the machine, start again, then cut the power.
     kill_every: int = 10
     #: Hand the disk to `on_sample`.
-    sample_every: int = 200
+    sample_every: int = 40
 
 
 @dataclass

@@ -231,6 +231,12 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "a snapshot whose name is only in the page cache replaces the log",
+        DiskStorage,
+        "_recover",
+        (("        self._files.sync_directory(self._path)\n", ""),),
+    ),
+    Mistake(
         "a start goes on from what the page cache shows, without writing it anew",
         WriteAheadLog,
         "start",

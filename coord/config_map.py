@@ -303,7 +303,8 @@ class ConfigMap(MutableMapping[str, Any]):
         """Watch the keys that start with `prefix`: an iterator of events in order of revision, without a gap.
 
         First what is there now, as puts (`initial=False`: nothing), then every change. `conflate`: a slow reader gets
-        the latest change of each key; False: all of them, or `Compacted` when it falls far behind. `from_revision`:
+        the latest change of each key, and a member that fell so far behind that it was given a snapshot tells the
+        difference that made; False: all changes, or `Compacted` where that cannot be. `from_revision`:
         instead of what is there now, the changes since that revision, itself included; `Compacted` if they are no
         longer kept. `timeout`: the iteration ends after so many seconds without an event. `callback`: called with
         each event, on a thread for callbacks, one at a time; an exception is logged and the watch goes on.

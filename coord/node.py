@@ -131,6 +131,8 @@ class Node(Coordinator):
                 directory.close()
             raise
         try:
+            # A damaged log has stopped the member by now, whatever the rest of the group does.
+            loop.check()
             if len(self._addresses) == 1 and not loop.when(
                 lambda: loop.replica.session_open or None, loop.clock() + timeout
             ):

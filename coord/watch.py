@@ -119,6 +119,10 @@ class Watch:
         """Tell nothing older, even if it is still to happen."""
         self.first_revision = revision
 
+    def would_miss(self, before: int) -> bool:
+        """Would the difference between `before` and something later leave it in the dark?"""
+        return not self._conflate or before + 1 < self.first_revision
+
     def put(self, changes: Iterable[Any], *, bounded: bool = True) -> None:
         """Add changes, oldest first. Not `bounded`: what is there when the watch begins, however much."""
         with self._condition:
@@ -233,16 +237,17 @@ class Watches:
 
     def jumped(self, before: int, after: int) -> None:
         """A snapshot took the state from revision `before` to `after`. What it changed is told as the difference from
-        `before`; a watch that was to begin later than that knows of keys this member never had, and would never hear
-        that they are gone."""
+        `before`, which is no good to a watch that wants every change; nor to one that was to begin later than `before`:
+        it knows of keys this member never had, and would never hear that they are gone."""
         for look_up in tuple(self._watches):
             watch = look_up()
-            if watch is not None and before + 1 < watch.first_revision <= after:
+            if watch is not None and watch.first_revision <= after and watch.would_miss(before):
                 self.discard(watch)
                 watch.end(
                     Compacted(
-                        f"changes since revision {watch.first_revision} are not known: this member was behind that, and "
-                        f"a snapshot took it to {after}; read the present state, then watch from its revision",
+                        f"not all changes since revision {max(before + 1, watch.first_revision)} are known: this member "
+                        f"had fallen behind, and a snapshot took it to {after}; read the present state, then watch from "
+                        "its revision",
                         revision=after,
                     )
                 )

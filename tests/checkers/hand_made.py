@@ -507,6 +507,12 @@ expect: never written
 a 0-1 put k 1 -> @5
 c 4-5 cas k 3 if 6 -> @7
 
+== a condition on what nobody wrote, and an unknown write that was elsewhere
+expect: never written
+a 0- put k 1 -> unknown
+b 1-2 get k -> 1@5
+c 3-4 cas k 3 if 6 -> @7
+
 == a condition on what an unknown write left
 expect: ok
 a 0-1 put k 1 -> @5
@@ -533,6 +539,24 @@ search: not linearizable
 a 0-1 put k 1 -> @5
 c 4-5 cas k 3 if 5 -> conflict
 
+== a conflict that does not say what is there, over what an unknown write left
+expect: ok
+a 0- put k 1 -> unknown
+c 4-5 cas k 3 if 0 -> conflict
+
+== a conflict that does not say what is there, over what an unknown delete took
+expect: ok
+a 0-1 put k 1 -> @5
+b 2- delete k -> unknown
+c 4-5 cas k 3 if 5 -> conflict
+
+== a condition says where an unknown write was, which it cannot have been
+expect: revisions out of order
+search: linearizable
+a 0-1 put x 1 -> @8
+b 2- put k 2 -> unknown
+c 3-4 cas k 3 if 6 -> @9
+
 == a conflict shows what was replaced
 expect: stale read
 a 0-1 put k 1 -> @5
@@ -556,6 +580,16 @@ a 0-1 put z 0 -> @4
 a 2-3 txn x=1 no y if z=4 -> @5
 b 4-5 txn x=2 if z=5 -> conflict z 0@4
 
+== two unknown writes in an order that their revisions deny
+expect: revisions out of order
+a 0- put x 1 -> unknown
+b 1-2 get x -> 1
+c 3- put y 1 -> unknown
+d 4-5 get y -> 1
+b 6-7 get x -> 1@9
+d 8-9 get y -> 1@8
+b 10-11 txn x=2 y=2 -> @20
+
 == half of an unknown transaction is read
 expect: split transaction
 a 0- txn x=1 y=2 -> unknown
@@ -573,6 +607,14 @@ expect: stale read
 a 0-1 txn x=1 y=2 -> @5
 b 2-3 get x -> 1@5
 c 4-5 get y -> absent
+
+== an unknown transaction's delete explains only what was missed at its place
+expect: stale read
+a 0-1 put y 0 -> @4
+b 2- txn x=1 no y -> unknown
+c 3-4 get x -> 1@6
+c 5-6 put y 5 -> @8
+c 7-8 get y -> absent
 
 == two parts of an unknown transaction at two revisions
 expect: split transaction
@@ -768,6 +810,29 @@ a 0-1 put k 1 -> @5
 a 2-3 delete k -> yes @6
 a 4-5 put k 2 -> @7
 b 6-7 get k -> 2@7 created 5 version 2
+
+== created before it was deleted, and the version is not told
+expect: wrong version
+search: linearizable
+a 0-1 put k 1 -> @5
+a 2-3 delete k -> yes @6
+a 4-5 put k 2 -> @7
+b 6-7 get k -> 2@7 created 5
+
+== created after it was written, and perhaps deleted
+expect: wrong version
+search: linearizable
+a 0-1 put k 1 -> @5
+c 2- delete k -> unknown
+b 6-7 get k -> 1@5 created 6
+
+== created while it was another
+expect: wrong version
+search: linearizable
+a 0- put k 1 -> unknown
+b 0- put k 2 -> unknown
+c 1-2 get k -> 1@5 created 3 version 2
+c 3-4 get k -> 2@9 created 4 version 3
 
 == created although it was there
 expect: wrong version

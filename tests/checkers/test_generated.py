@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from checkers.generate import SPOILERS, Group, Shape, Spoiler, spoiled
-from coord.testing.linearizability import LINEARIZABLE, VIOLATION, check_config
+from coord.testing.linearizability import LINEARIZABLE, VIOLATION, check, check_config
+from coord.testing.models import ConfigKeys
 from coord.testing.revisions import check_revisions
 
 #: Kinds of groups: calm, crowded, of unknown outcomes, with answers that say little.
@@ -51,5 +52,6 @@ def test_bad_histories_fail_without_the_log(seed: int, spoiler: Spoiler) -> None
     if spoiler.search:
         judgement = check_config(run.operations)
         assert judgement.verdict == VIOLATION, f"{spoiler.anomaly} is there, and it was said: {judgement}"
-        assert check_config(judgement.window).verdict == VIOLATION, f"what is shown is no proof of it: {judgement}"
+        again = check(judgement.window, ConfigKeys(judgement.partition))
+        assert again.verdict == VIOLATION, f"what is shown is no proof of it: {judgement}"
         assert len(judgement.window) < len(run.operations), "nothing was left out of what is shown"

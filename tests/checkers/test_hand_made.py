@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from checkers.hand_made import Case, cases
-from coord.testing.linearizability import VIOLATION, check_config
+from coord.testing.linearizability import VIOLATION, check, check_config
+from coord.testing.models import ConfigKeys
 from coord.testing.revisions import check_revisions
 
 CASES = cases()
@@ -27,7 +28,7 @@ def test_the_search(case: Case) -> None:
     assert judgement.verdict == case.search, f"{case.search} was to be found, and it was said: {judgement}"
     if judgement.verdict == VIOLATION:
         assert judgement.stuck in judgement.window, "the window does not show the operation in the way"
-        again = check_config(judgement.window)
+        again = check(judgement.window, ConfigKeys(judgement.partition))
         assert again.verdict == VIOLATION, f"what is shown is no proof of it: {judgement}"
 
 

@@ -127,6 +127,16 @@ BAD = {
         a@p 4-5 acquire l -> #8
         e@p 6- expire l #5 -> unknown
         b 7-8 acquire l -> #9""",
+    "held with a token that cannot be": """
+        a 0-1 acquire l -> #5
+        a 2-3 release l #5 -> yes
+        x@p 4- acquire l -> unknown
+        b 5-6 holder l -> #4""",
+    "released with a token that cannot be": """
+        a@p 0-1 acquire l -> #5
+        a@p 2-3 release l #5 -> yes
+        a@p 4- acquire l -> unknown
+        b@p 5-6 release l #4 -> yes""",
     "nobody holds what is held": """
         a 0-1 acquire l -> #5
         b 2-3 holder l -> nobody""",

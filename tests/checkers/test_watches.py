@@ -50,6 +50,11 @@ CASES = {
     "the last of each": ("conflate from 1 idle 15", "12 a/x=3, 15 a/y=4", ""),
     "the last of one is missing": ("conflate from 1 idle 15", "15 a/y=4", anomalies.WATCH_GAP),
     "the last of one is an old one": ("conflate from 1 idle 15", "8 a/x=2, 15 a/y=4", anomalies.WATCH_GAP),
+    "the last of one is missing, and a later one is told": (
+        "conflate from 1",
+        "8 a/x=2, 15 a/y=4",
+        anomalies.WATCH_GAP,
+    ),
     "a delete may be replaced": ("conflate from 1", "3 a/x=1, 5 a/y=1, 12 a/x=3, 15 a/y=4", ""),
     "a delete may not be left out": ("conflate from 1 idle 12", "5 a/y=1, 12 a/x=3", anomalies.WATCH_GAP),
     "conflated, and told twice": ("conflate from 1", "12 a/x=3, 12 a/x=3", anomalies.WATCH_DUPLICATE),

@@ -346,15 +346,17 @@ def test_a_watch_outlives_a_change_of_leader_and_the_restart_of_others(make_grou
 
 
 def test_a_watch_goes_on_over_an_installed_snapshot(make_group: Callable[..., Group]) -> None:
-    """A member that missed more than the log keeps gets a snapshot; its watches see the difference, never the past."""
+    """A member that missed more than the log keeps gets a snapshot. Its watches see the difference, never the past; one
+    that wants every change ends, for it cannot have them."""
     group = make_group(snapshot_entries=20, history_revisions=1000)
     group.start()
     late = group.followers()[0]
     others = [name for name in group.nodes if name != late.name]
     writer = group.leader().config
     writer["gone"], writer["changed"], writer["kept"] = 1, 1, 1
-    watch = late.config.watch(conflate=False)
+    watch, complete = late.config.watch(), late.config.watch(conflate=False)
     before = take(watch, 3)
+    assert take(complete, 3) == before
     late.cut_off()
     group.leader(among=others)
     writer = group.nodes[others[0]].config
@@ -376,3 +378,5 @@ def test_a_watch_goes_on_over_an_installed_snapshot(make_group: Callable[..., Gr
     assert seen == {"gone": ("delete", None), "changed": ("put", 199), "kept": ("put", 1), "after": ("put", 1)}
     revisions = [event.revision for event in [*before, *events]]
     assert revisions == sorted(revisions)
+    with pytest.raises(coord.Compacted, match="a snapshot took it to"):
+        next(complete)

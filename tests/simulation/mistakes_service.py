@@ -29,13 +29,17 @@ from simulation.mutation import (
     many_terms,
     moving_watches,
     mutant,
+    narrow_windows,
     pulled_snapshots,
     restarts,
+    sessions_end_in_office,
     silent_members,
     snapshots,
+    watched_snapshots,
     wiped_disks,
 )
 from simulation.stories import (
+    a_delete_of_nothing,
     a_stranger_at_a_members_address,
     a_watch_after_a_restart,
     falls_due_in_an_idle_group,
@@ -50,23 +54,11 @@ EXACTLY_ONCE = [
         world=fickle_leaders,
     ),
     mutant(
-        "an acknowledged command that comes again is done again",
-        "trap 51, raftos #2",
-        (Machine, "_apply_in_session", "if sequence <= session.low_water:", "if False:"),
-        world=fickle_leaders,
-    ),
-    mutant(
         "snapshots leave out the replies that are remembered",
         "trap 51, dissertation 6.3",
         (Cut, "__init__", "session.replies.copy()", "{}"),
         (Session, "compute_digest", "sorted(self.replies.items())", "[]"),
         world=pulled_snapshots,
-    ),
-    mutant(
-        "a late duplicate brings an ended session back to life",
-        "trap 51",
-        (Machine, "_open_session", "if id in table.ended:", "if False:"),
-        world=restarts,
     ),
     mutant(
         "every leader is given the writes under new numbers",
@@ -88,18 +80,25 @@ EXACTLY_ONCE = [
     mutant(
         "a new leader is not given what the old one lost",
         "trap 54, etcd #8975",
-        (Replica, "_flush", "if self._outbox_term != core.term:", "if not self._outbox_term:"),
+        (
+            Replica,
+            "_flush",
+            "if self._outbox_term != core.term:",
+            "if self._outbox_term != core.term and (not self._outbox_term or core.role == LEADER):",
+        ),
     ),
     mutant(
         "what was lost on the way to the leader is not sent again",
         "trap 54, etcd #5214",
         (Outbox, "remote", "if now >= self._retry_at:", "if False:"),
+        (Outbox, "deadline", "return self._retry_at", 'return float("inf")'),
+        world=narrow_windows,
     ),
     mutant(
         "word about an older stream of proposals counts for the newest",
         "trap 31 at another place",
         (Outbox, "taken", "if stream != self._stream:", "if False:"),
-        world=fickle_leaders,
+        world=sessions_end_in_office,
     ),
     mutant(
         "a member whose session was ended does not open another",
@@ -186,7 +185,7 @@ SESSIONS = [
         "a new leader looks without pause at what it may not yet act on",
         "found here",
         (Duties, "deadline", " or not self._core.leads_surely", ""),
-        world=many_terms,
+        story=falls_due_in_an_idle_group,
     ),
     mutant(
         "what falls due is looked at by a clock that stands still",
@@ -224,6 +223,7 @@ THE_MACHINE = [
         "a delete of nothing makes a revision",
         "etcd 3.5",
         (Machine, "_commit", "if not writes:\n        return", "pass"),
+        story=a_delete_of_nothing,
     ),
     mutant(
         "a plain put keeps the old time to live",
@@ -298,19 +298,19 @@ WATCHES = [
         "a watch is not told what a snapshot changed",
         "ZooKeeper ZOOKEEPER-2025",
         (Machine, "install", "self._pending.extend(", "list("),
-        world=pulled_snapshots,
+        world=watched_snapshots,
     ),
     mutant(
         "a watch is not told what a snapshot deleted",
         "Consul #3975",
         (ConfigStore, "differences", "if key not in newer._rows:", "if False:"),
-        world=pulled_snapshots,
+        world=watched_snapshots,
     ),
     mutant(
         "a watch resumes across what a snapshot skipped",
         "etcd #18089",
         (Machine, "install", "self._history.begin_anew(max(self.store.revision, state.store.revision))", "pass"),
-        world=pulled_snapshots,
+        world=watched_snapshots,
     ),
     mutant(
         "a watch of newest values tells an old change before a new one",

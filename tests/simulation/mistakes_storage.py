@@ -221,6 +221,7 @@ SNAPSHOT_FILES = [
             "self._files.sync_directory(self._directory)\n        kept = dict",
             "kept = dict",
         ),
+        (SnapshotStore, "save", "if surplus:", "if False:"),
         world=pulled_snapshots_in_one_segment,
     ),
     mutant(

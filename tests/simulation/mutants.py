@@ -24,10 +24,9 @@ BUDGET = 2000
 #: Far enough apart that no two tries share a seed.
 _APART = 100_000
 MISSED, BROKEN = "missed", "the harness broke"
-LIVENESS, STORY, INVARIANT = "liveness", "story", "stated invariant"
+LIVENESS, LINEARIZABILITY, STORY, INVARIANT = "liveness", "linearizability", "story", "stated invariant"
 #: Oracles by what they say, where that does not begin with a code as in "R2: ...".
 _BY_WORDS = {
-    "linearizab": "linearizability",
     "what its disk had kept": "recovery",
     "calls its disk damaged": "recovery",
     "cannot start": "recovery",
@@ -81,12 +80,15 @@ def hunt(name: str, start: int = 1, budget: int = BUDGET) -> Hunt:
 
 def oracle_of(error: AssertionError) -> str:
     """The kind of oracle that raised it."""
+    from coord.testing.linearizability import HistoryViolation
     from simulation.truth import Violation
     from simulation.world import Stuck
 
     said = str(error).partition("\n")[0]
     if isinstance(error, Stuck):
         return LIVENESS
+    if isinstance(error, HistoryViolation):
+        return LINEARIZABILITY
     if isinstance(error, Violation):
         code = _CODE.search(said)
         by_words = [oracle for words, oracle in _BY_WORDS.items() if words in said]

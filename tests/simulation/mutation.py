@@ -132,7 +132,7 @@ def handed_to_the_dead(knobs: Knobs) -> None:
 
 
 def _fast_timers(knobs: Knobs) -> None:
-    knobs.options |= {"heartbeat": 0.05, "election_timeout": (0.45, 0.9), "session_ttl": 2.0, "disk_stall_timeout": 0.45}
+    knobs.options |= {"heartbeat": 0.05, "election_timeout": (0.45, 0.9), "session_ttl": 1.8, "disk_stall_timeout": 0.45}
 
 
 def one_by_one(knobs: Knobs) -> None:
@@ -179,7 +179,7 @@ def pulled_snapshots(knobs: Knobs) -> None:
     knobs.options |= {"snapshot_entries": 6, "snapshot_chunk_bytes": 400, "history_revisions": 40}
     knobs.hardware.snapshot_time, knobs.hardware.sync_time = 0.05, 0.01
     knobs.think, knobs.clients, knobs.burst_every, knobs.burst = 0.05, 6, 0.5, 10
-    knobs.partition_every, knobs.crash_every, knobs.kill_new_leader, knobs.conditions.loss = 1.0, 0.5, 0.3, 0.0
+    knobs.crash_every, knobs.kill_new_leader, knobs.partition_every, knobs.conditions.loss = 0.7, 0.0, NEVER, 0.0
 
 
 def pulled_snapshots_get_lost(knobs: Knobs) -> None:
@@ -264,9 +264,27 @@ def fickle_leaders(knobs: Knobs) -> None:
 def silent_members(knobs: Knobs) -> None:
     """Members are out of reach for longer than their session lasts."""
     three_members(knobs)
-    knobs.options["session_ttl"] = 4 * knobs.options["heartbeat"]
+    _fast_timers(knobs)
     knobs.partition_every, knobs.pause_every, knobs.crash_every, knobs.kill_new_leader = 1.0, 1.0, 2.0, 0.3
     knobs.think, knobs.clients = 0.05, 6
+
+
+def sessions_end_in_office(knobs: Knobs) -> None:
+    """A member's session ends while its leader stays, and what was said before arrives after."""
+    silent_members(knobs)
+    knobs.kill_new_leader, knobs.crash_every, knobs.pause_every, knobs.partition_every = 0.0, NEVER, 0.7, 1.0
+    knobs.conditions.hold, knobs.conditions.late, knobs.conditions.late_by = True, 0.3, 2.0
+
+
+def watched_snapshots(knobs: Knobs) -> None:
+    """Members that live fall so far behind that they skip what happened; and what is watched changes all the time."""
+    three_members(knobs)
+    _fast_timers(knobs)
+    knobs.options |= {"snapshot_entries": 6, "snapshot_chunk_bytes": 4096, "history_revisions": 10_000}
+    knobs.hardware.snapshot_time, knobs.hardware.sync_time = 0.0, 0.0
+    knobs.partition_every, knobs.kill_new_leader, knobs.crash_every, knobs.pause_every = 0.7, 0.0, NEVER, 1.0
+    knobs.think, knobs.clients, knobs.keys, knobs.writes, knobs.reads, knobs.local_reads = 0.02, 6, 12, 10, 0, 0
+    knobs.burst_every, knobs.conditions.hold, knobs.client_timeout = NEVER, False, 0.5
 
 
 def moving_watches(knobs: Knobs) -> None:

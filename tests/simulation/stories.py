@@ -559,6 +559,19 @@ def a_watch_ahead_of_its_member(seed: int) -> None:
     raise AssertionError(f"told {told} and no more, while k is gone")
 
 
+def a_delete_of_nothing(seed: int) -> None:
+    """What changes nothing makes no revision: who compares revisions would see a change that never was."""
+    world = World(seed, quiet())
+    leader, replies = leader_of(world), list[Any]()
+    world.write(leader, 1)
+    let_pass(world, 1.0)
+    before = leader.replica.machine.store.revision
+    leader.propose(commands.delete, ("nothing",), replies.append)
+    let_pass(world, 1.0)
+    after = {process.replica.machine.store.revision for process in world.alive()}
+    assert replies and after == {before}, f"revision {before} became {after}: {replies}"
+
+
 STORIES = [
     a_watch_ahead_of_its_member,
     a_rotten_snapshot_is_not_handed_on_for_ever,
@@ -582,4 +595,5 @@ STORIES = [
     the_membership_changes_one_step_at_a_time,
     one_snapshot_rots_where_it_is_pulled_from,
     power_lost_in_the_middle_of_writes,
+    a_delete_of_nothing,
 ]

@@ -32,6 +32,8 @@ class Mistake:
     edits: tuple[tuple[str, str], ...]
     #: A group of several records has to span sectors for some to show.
     segment_bytes: int = 600
+    #: Some show only where a process is killed, started again, and the machine then stops: there, at so many moments.
+    kill_every: int = 10
 
 
 @contextmanager
@@ -107,6 +109,7 @@ MISTAKES = (
         WriteAheadLog,
         "_roll",
         (("if self._mark_unsynced:", "if False:"),),
+        segment_bytes=1000,
     ),
     Mistake(
         "durable is raised before the sync",
@@ -235,6 +238,7 @@ MISTAKES = (
         DiskStorage,
         "_recover",
         (("        self._files.sync_directory(self._path)\n", ""),),
+        kill_every=2,
     ),
     Mistake(
         "a start goes on from what the page cache shows, without writing it anew",

@@ -88,7 +88,7 @@ class RealDisk:
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_a_mistake_put_back_in_is_noticed(mistake: Mistake, capsys: pytest.CaptureFixture[str]) -> None:
-    runner = CrashRunner(7, mistake.segment_bytes)
+    runner = CrashRunner(7, mistake.segment_bytes, Thoroughness(kill_every=mistake.kill_every))
     with made(mistake), pytest.raises(Lost):
         runner.run(100)
     with capsys.disabled():

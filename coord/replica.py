@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from coord import astray
 from coord.duties import Duties
 from coord.errors import ClosedError, CoordError, IdentityError, OutcomeUnknown, StorageError
 from coord.events import Counters
@@ -65,6 +66,8 @@ _wal_log = logging.getLogger("coord.wal")
 
 NANOSECONDS = 1_000_000_000
 
+#: No failure: it goes on reading and following, gives up leading, and once there is room goes on by itself.
+_NO_ROOM = "the disk is too full for the log to go on; this member acknowledges nothing until there is room"
 _SESSION_LOST = (
     "this member fell far behind and its session ended meanwhile, so whether the write happened is not known; "
     "read before repeating it"
@@ -538,16 +541,9 @@ class Replica:
 
     def _compare_hashes(self) -> None:
         """The odd one out stops itself: what it would answer, and pass on in snapshots, is not what was written."""
-        voters = self.core.voters
-        for index, reports in self.machine.hash_reports.items():
-            own = reports.get(self.identity.name)
-            for value in set(reports.values()):
-                agreeing = sum(reports.get(name) == value for name in voters)
-                if own not in (None, value) and agreeing >= majority(len(voters)):
-                    problem = f"its state at index {index} hashes to {own:016x}, that of a majority to {value:016x}"
-                    self.fail(
-                        StorageError(f"this member has gone astray and stopped itself: {problem}; replace the member")
-                    )
+        problem = astray.difference(self.identity.name, self.core.voters, self.machine.hash_reports)
+        if problem:
+            self.fail(StorageError(f"this member has gone astray and stopped itself: {problem}; replace the member"))
 
     def _release_reads(self) -> None:
         self._answers += [(read.done, None) for read in self._reads.applied(self.machine.applied_index)]
@@ -585,7 +581,8 @@ class Replica:
         self._housekeeping_due = self.now + self.options.heartbeat
         if self.storage.full != self._disk_full:
             self._disk_full = self.storage.full
-            self._tell_of_room()
+            self.counters.disk_full += self._disk_full
+            _wal_log.warning("%s: %s", self.identity.name, _NO_ROOM if self._disk_full else "there is room again")
         for proposal in self.numbering.unanswered():
             if self.now >= proposal.expires_at:
                 answer = WITHDRAWN if proposal.give_up() else EXPIRED
@@ -596,21 +593,6 @@ class Replica:
             self._reads.prune()
         elif self._duties is not None:
             self._duties.expire_sessions(self._heard)
-
-    def _tell_of_room(self) -> None:
-        """A full disk is no failure: the member goes on reading and following, acknowledges nothing, and gives up
-        leading; once there is room it goes on by itself."""
-        if not self._disk_full:
-            _wal_log.warning("%s: there is room for the log again", self.identity.name)
-            return
-        self.counters.disk_full += 1
-        self.counters.note(
-            self.now, "disk", "too full for the log to go on; nothing is acknowledged until there is room"
-        )
-        _wal_log.error(
-            "%s: the disk is too full for the log to go on; this member acknowledges nothing until there is room",
-            self.identity.name,
-        )
 
     def _connect(self) -> None:
         """Addresses given at start win over those in the log: who edits them wants them used."""

@@ -245,9 +245,9 @@ class Watches:
                 self.discard(watch)
                 watch.end(
                     Compacted(
-                        f"not all changes since revision {max(before + 1, watch.first_revision)} are known: this member "
-                        f"had fallen behind, and a snapshot took it to {after}; read the present state, then watch from "
-                        "its revision",
+                        f"not all changes since revision {max(before + 1, watch.first_revision)} are known: this "
+                        f"member had fallen behind, and a snapshot took it to {after}; read the present state, then "
+                        "watch from its revision",
                         revision=after,
                     )
                 )

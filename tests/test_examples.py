@@ -14,6 +14,7 @@ import coord
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: What each must have come to say, in this order.
 SAYS = {
+    "test_with_coord": ["4 passed"],
     "config_map": ["db/url is postgres://10.0.0.5/orders", "'max': 10}", "jobs/done is 3", "refused:", "new-checkout"],
     "three_members": ["leads; a wrote through it", "is killed", "with two of three members", "'still here'"],
     "watch": [

@@ -370,8 +370,7 @@ class Core:
         snapshot.install(self, meta)
 
     def snapshot_failed(self, now: float, index: int, *, doubted: bool = False) -> None:
-        """The pulled snapshot could not be kept; or, `doubted`, its bytes were not what was offered. A later offer starts
-        anew."""
+        """The pulled snapshot could not be kept; `doubted`: it was not what was offered. A later offer starts anew."""
         self.now = now
         if self.pull is not None and self.pull.meta.index == index:
             if doubted:

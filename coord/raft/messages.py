@@ -145,8 +145,8 @@ class SnapshotOffer:
 
 @dataclass(slots=True)
 class SnapshotPull:
-    """Send me the bytes of snapshot `index` from `offset`. From its very end: I have them all, and they are not what was
-    offered."""
+    """Send me the bytes of snapshot `index` from `offset`. From its very end: I have them all, and they are not what
+    was offered."""
 
     term: int
     index: int

@@ -112,8 +112,8 @@ class DiskStorage:
         position, damage = self._fit_together(reading, snapshot)
         notes = [f"snapshot {name} is unreadable and was set aside: {reason}" for name, reason in broken.items()]
         if not damage:
-            # What a killed process had named is seen here and may yet be lost; a snapshot must not take the place of the
-            # log before its own name is on disk.
+            # What a killed process had named is seen here and may yet be lost; a snapshot must not take the place of
+            # the log before its own name is on disk.
             self._files.sync_directory(self._path)
             self._remove_unfinished()
             self._reserve.take()

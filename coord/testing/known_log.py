@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 
 from coord.testing.anomalies import (
     DIRTY_READ,
+    FUTURE_READ,
     LOST_WRITE,
     NEVER_WRITTEN,
     REVISION_REUSED,
@@ -69,8 +70,8 @@ class KnownLog:
         self._may_vanish = may_vanish
         self._operations = operations
         self._authors: dict[int, Operation] = {}
-        #: By number of the operation: where it happened, if that was found out.
-        self._places: dict[int, int] = {}
+        #: Where an operation happened, if it was not told so itself.
+        self._places: dict[Operation, int] = {}
         #: Changes told by readers or by the log: what, and by whom.
         self._told: dict[tuple[str, int], tuple[Hashable, Operation | None]] = {}
         #: Writes that may have happened, nobody knows where, by what they put; and by key.
@@ -105,7 +106,7 @@ class KnownLog:
 
     def place_of(self, operation: Operation) -> int:
         """The revision of a write; 0: nobody knows."""
-        return operation.revision or self._places.get(operation.number, 0)
+        return operation.revision or self._places.get(operation, 0)
 
     def placed(self) -> Iterator[tuple[int, Operation]]:
         return iter(sorted(self._authors.items(), key=lambda pair: pair[0]))
@@ -222,7 +223,7 @@ class KnownLog:
 
     def _put_at(self, operation: Operation, key: str, revision: int) -> None:
         """It happened at `revision`."""
-        place = self._places.setdefault(operation.number, revision)
+        place = self._places.setdefault(operation, revision)
         if place == revision:
             self._authors[revision] = operation
         elif self._told.get((key, place)) is None:
@@ -256,7 +257,10 @@ class KnownLog:
         wrote = [op for op in self._writers(operation.key, value) if op.outcome in (OK, UNKNOWN)]
         if any(op.invoked <= operation.returned for op in wrote):
             return
-        self._report_foreign(operation.key, 0, value, operation, None)
+        if wrote:
+            self._report.add(FUTURE_READ, "found before anybody asked for it", [operation, *wrote])
+        else:
+            self._report_foreign(operation.key, 0, value, operation, None)
 
     def _writers(self, key: str, value: Hashable) -> list[Operation]:
         if self._by_value is None:

@@ -84,7 +84,10 @@ class Judgement:
 
 
 def check_config(operations: Iterable[Operation], *, steps_max: int = STEPS_MAX) -> Judgement:
-    """The config map: each key by itself, or with the keys that transactions tie it to. Local reads are no part."""
+    """The config map: each key by itself, or with the keys that transactions tie it to. Local reads are no part.
+
+    The map is empty at the beginning, and no key ends by itself: leave out those that are ephemeral or live for a time.
+    """
     wanted = [op for op in operations if op.kind in WRITES or op.kind == GET]
     return _check_parts(_components(wanted), lambda keys: ConfigKeys(keys), steps_max)
 

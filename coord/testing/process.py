@@ -119,6 +119,8 @@ class Process:
         self.reads: list[Read] = []
         self.proposals: list[Proposal] = []
         self.calls: deque[Callable[[], None]] = deque()
+        #: Work of other threads that came to be done while the process was stopped.
+        self.parked: list[Callable[[], Callable[[], None]]] = []
         #: Stops as a user stops it: session closed, leadership handed over. Until when, by its own clock.
         self.leaving_until: float | None = None
         self._handing_over = False

@@ -52,8 +52,8 @@ def check_revisions(
 ) -> Report:
     """Everything this module knows about the config map. The map is empty at the beginning.
 
-    `changes`: the whole log, if it is known. `may_vanish`: of which keys the group itself makes an end (ephemeral, or
-    with a time to live).
+    `changes`: the whole log, if it is known, of the keys these operations are about; who else writes them must be
+    recorded too. `may_vanish`: of which keys the group itself makes an end (ephemeral, or with a time to live).
     """
     wanted = [op for op in operations if op.kind in WRITES or op.kind in (GET, LOOK)]
     report = Report(checked=len(wanted))
@@ -113,7 +113,7 @@ class _Floor:
         self._returned = [op for op in operations if op.outcome in (OK, CONFLICT)]
         self._returned.sort(key=lambda op: op.returned)
         self._position = 0
-        self._places: dict[int, int] = {}
+        self._places: dict[Operation, int] = {}
         self.place = 0
         self.witness: Operation | None = None
 
@@ -121,7 +121,7 @@ class _Floor:
         returned, position = self._returned, self._position
         while position < len(returned) and returned[position].returned < now:
             operation = returned[position]
-            place = self._places.pop(operation.number, 0)
+            place = self._places.pop(operation, 0)
             if place > self.place:
                 self.place, self.witness = place, operation
             position += 1
@@ -130,7 +130,7 @@ class _Floor:
 
     def stands(self, operation: Operation, place: int) -> None:
         """When it has returned, everybody must see at least `place`."""
-        self._places[operation.number] = place
+        self._places[operation] = place
 
 
 def _check_order(operations: list[Operation], log: KnownLog, report: Report) -> None:

@@ -234,6 +234,9 @@ class Simulation:
         if process.paused_until > self.timeline.now:
             self.want_turn(process, process.paused_until)
             return
+        for task in process.parked:
+            self.timeline.at(self.timeline.now, self._background, process, task)
+        process.parked.clear()
         try:
             process.turn()
         except Crash:
@@ -259,7 +262,7 @@ class Simulation:
         if process.dead:
             return
         if process.paused_until > self.timeline.now:
-            self.timeline.at(process.paused_until, self._background, process, task)
+            process.parked.append(task)
             return
         try:
             process.calls.append(task())

@@ -113,6 +113,16 @@ expect: read of the future
 b 0-1 get k -> 1@5
 a 2- put k 1 -> unknown
 
+== a read of a value that is only asked for later
+expect: read of the future
+b 0-1 get k -> 1
+a 2-3 put k 1 -> @5
+
+== a read of a value that is only asked for later, of unknown outcome
+expect: read of the future
+b 0-1 get k -> 1
+a 2- put k 1 -> unknown
+
 == a look at what is only asked for later
 expect: read of the future
 search: linearizable

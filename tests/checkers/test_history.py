@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from checkers.text import history
-from coord.testing.anomalies import HistoryViolation
+from coord.testing.anomalies import STALE_READ, HistoryViolation
 from coord.testing.history import (
     CONFLICT,
     FAILED,
@@ -254,6 +254,16 @@ def test_a_write_that_changes_nothing_now_may_matter_later() -> None:
     assert check(history(again), Register()).ok
     assert check(history(again.replace("get k -> 1", "get k -> 2")), Register()).ok
     assert not check(history(again.replace("get k -> 1", "get k -> 3")), Register()).ok
+
+
+def test_operations_of_two_recorders_are_not_taken_for_each_other() -> None:
+    """Each counts from 0."""
+    one = history("a 0-1 put k 1 -> @5")
+    other = history("b 2-3 put k 2 -> @6")
+    reads = history("c 4-5 get k -> 2@6")
+    assert [op.number for op in one + other + reads] == [0, 0, 0]
+    assert check_revisions(one + other + reads).ok
+    assert check_revisions(one + other + history("c 4-5 get k -> 1@5")).names == {STALE_READ}
 
 
 def test_nothing_is_nothing_wrong() -> None:

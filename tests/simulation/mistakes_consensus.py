@@ -17,7 +17,7 @@ from simulation.mutation import (
     late_answers,
     late_turns,
     leases,
-    many_terms,
+    lost_proposals,
     mutant,
     narrow_windows,
     one_by_one,
@@ -469,7 +469,7 @@ PROPOSALS = [
         "a proposal that comes twice is taken twice",
         "trap 51, etcd #3587",
         (replication, "on_propose", "message.entries[expected - message.number :]", "message.entries"),
-        world=many_terms,
+        world=lost_proposals,
     ),
 ]
 

@@ -108,7 +108,12 @@ def cut_off_leaders(knobs: Knobs) -> None:
     _fast_timers(knobs)
     knobs.partition_every, knobs.kill_new_leader = 1.5, 1.0
     knobs.crash_every = knobs.pause_every = knobs.transfer_every = knobs.clog_every = knobs.jump_every = NEVER
-    knobs.conditions.delay, knobs.conditions.jitter, knobs.conditions.late, knobs.conditions.duplicate = 0.002, 0.0, 0.0, 0.0
+    knobs.conditions.delay, knobs.conditions.jitter, knobs.conditions.late, knobs.conditions.duplicate = (
+        0.002,
+        0.0,
+        0.0,
+        0.0,
+    )
 
 
 def slow_rounds(knobs: Knobs) -> None:
@@ -132,7 +137,12 @@ def handed_to_the_dead(knobs: Knobs) -> None:
 
 
 def _fast_timers(knobs: Knobs) -> None:
-    knobs.options |= {"heartbeat": 0.05, "election_timeout": (0.45, 0.9), "session_ttl": 1.8, "disk_stall_timeout": 0.45}
+    knobs.options |= {
+        "heartbeat": 0.05,
+        "election_timeout": (0.45, 0.9),
+        "session_ttl": 1.8,
+        "disk_stall_timeout": 0.45,
+    }
 
 
 def one_by_one(knobs: Knobs) -> None:
@@ -190,7 +200,7 @@ def pulled_snapshots_get_lost(knobs: Knobs) -> None:
 def pulled_snapshots_in_one_segment(knobs: Knobs) -> None:
     """So that no segment is dropped, whose name would be synced with that of the snapshot."""
     pulled_snapshots(knobs)
-    knobs.hardware.segment_bytes, knobs.crash_every = 64 << 10, 0.3
+    knobs.hardware.segment_bytes, knobs.options["snapshot_entries"], knobs.burst = 64 << 10, 20, 20
 
 
 def overtaken_snapshots(knobs: Knobs) -> None:
@@ -247,6 +257,12 @@ def damaged_frames(knobs: Knobs) -> None:
     knobs.conditions.damage, knobs.think, knobs.clients, knobs.value_bytes = 0.05, 0.05, 6, 150
 
 
+def lost_proposals(knobs: Knobs) -> None:
+    """Leaders stay, and much of what they and the others say to each other gets lost."""
+    narrow_windows(knobs)
+    knobs.options["max_inflight_messages"], knobs.burst_every, knobs.burst = 64, 0.1, 10
+
+
 def impatient_callers(knobs: Knobs) -> None:
     """The leader's disk is slow and takes one write at a time; its callers do not wait for long."""
     three_members(knobs)
@@ -285,6 +301,12 @@ def watched_snapshots(knobs: Knobs) -> None:
     knobs.partition_every, knobs.kill_new_leader, knobs.crash_every, knobs.pause_every = 0.7, 0.0, NEVER, 1.0
     knobs.think, knobs.clients, knobs.keys, knobs.writes, knobs.reads, knobs.local_reads = 0.02, 6, 12, 10, 0, 0
     knobs.burst_every, knobs.conditions.hold, knobs.client_timeout = NEVER, False, 0.5
+
+
+def sessions_lost_in_snapshots(knobs: Knobs) -> None:
+    """Members hear of the end of their session, and of what became of their writes, only by a snapshot."""
+    watched_snapshots(knobs)
+    knobs.partition_every, knobs.client_timeout, knobs.keys, knobs.burst_every, knobs.burst = 1.0, 20.0, 2, 0.1, 4
 
 
 def moving_watches(knobs: Knobs) -> None:

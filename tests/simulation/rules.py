@@ -337,8 +337,8 @@ class Rules:
             )
 
     def _no_lease_of_another(self, process: Process) -> None:
-        """Lease exclusivity: while a leader may answer reads alone, nobody is elected in a newer term. One that finds late
-        votes of an older term leads nobody."""
+        """Lease exclusivity: while a leader may answer reads alone, nobody is elected in a newer term. One that finds
+        late votes of an older term leads nobody."""
         for other in self._world.alive():
             core = other.replica.core
             if other is not process and core.role == LEADER and core.term < process.replica.core.term:

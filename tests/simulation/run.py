@@ -75,8 +75,8 @@ class Totals:
         rate = self.events / self.cpu_seconds if self.cpu_seconds else 0.0
         lines = [
             f"{self.seeds} seeds, {self.events} events, {rate:.0f} a second and core; {self.seconds / 3600:.2f} "
-            f"simulated hours, {self.messages} messages, {self.crashes} crashes, {self.operations} operations of clients, "
-            f"{self.committed} entries committed",
+            f"simulated hours, {self.messages} messages, {self.crashes} crashes, {self.operations} operations of "
+            f"clients, {self.committed} entries committed",
             f"  troubles: {_listed(self.troubles)}",
             f"  seen: {_listed(self.seen)}",
             f"  probes: {len(self.probes) - len(self.never_met())} of {len(self.probes)} met",

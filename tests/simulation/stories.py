@@ -413,7 +413,7 @@ def a_snapshot_leaves_what_follows_it(seed: int) -> None:
 
 
 def a_question_gets_lost(seed: int) -> None:
-    """A follower's question for a read never arrives, and nobody there wants to read anything else. It is asked again."""
+    """A follower's question for a read never arrives, and nobody there wants to read anything else: it asks again."""
     world = World(seed, quiet())
     leader = leader_of(world)
     let_pass(world, 1.0)
@@ -455,7 +455,7 @@ def a_rotten_snapshot_is_not_handed_on_for_ever(seed: int) -> None:
 def the_membership_changes_one_step_at_a_time(seed: int) -> None:
     """A leader has heard of one member after the other. It writes down what it learned of the second only when what it
     learned of the first has committed (trap 22)."""
-    core = Core("a", 7, Settings(), random.Random(seed), Start(membership_of({name: "" for name in "abcde"})), 0.0)
+    core = Core("a", 7, Settings(), random.Random(seed), Start(membership_of(dict.fromkeys("abcde", ""))), 0.0)
 
     def durable() -> None:
         for persist in persists(core.take()):
@@ -481,8 +481,8 @@ def the_membership_changes_one_step_at_a_time(seed: int) -> None:
 
 
 def one_snapshot_rots_where_it_is_pulled_from(seed: int) -> None:
-    """What a leader hands out of its snapshot is not what it wrote. Nobody takes that for the state, or comes to harm by
-    it; and sooner or later there is a good one."""
+    """What a leader hands out of its snapshot is not what it wrote. Nobody takes that for the state, or comes to harm
+    by it; and sooner or later there is a good one."""
     knobs = quiet()
     knobs.options["snapshot_entries"] = 5
     world = World(seed, knobs)
@@ -572,6 +572,22 @@ def a_delete_of_nothing(seed: int) -> None:
     assert replies and after == {before}, f"revision {before} became {after}: {replies}"
 
 
+def waits_for_its_first_commit(seed: int) -> None:
+    """A key falls due under a new leader that has not yet committed anything, and so may not act on it: it waits, and
+    does not look again and again."""
+    world = World(seed, quiet())
+    leader = leader_of(world)
+    leader.propose(commands.put, ("t", b"x", False, 10**9), lambda reply: None)
+    let_pass(world, 0.2)
+    world.stay_dead.add(leader.name)
+    world.kill(leader.name)
+    until(world, lambda: any(other.replica.core.role == LEADER for other in world.alive()), "another leads")
+    world.network.cut(between(world.names, world.names))
+    before = world.timeline.count
+    let_pass(world, 2.5)
+    assert world.timeline.count - before < 1000, f"{world.timeline.count - before} events, all for nothing"
+
+
 STORIES = [
     a_watch_ahead_of_its_member,
     a_rotten_snapshot_is_not_handed_on_for_ever,
@@ -596,4 +612,5 @@ STORIES = [
     one_snapshot_rots_where_it_is_pulled_from,
     power_lost_in_the_middle_of_writes,
     a_delete_of_nothing,
+    waits_for_its_first_commit,
 ]

@@ -399,7 +399,12 @@ def test_a_full_disk_costs_the_reserve_then_makes_the_log_wait_for_room() -> Non
     for index in range(acknowledged + 2, acknowledged + 12):
         put(storage, appended(index, index, 1, size=100))
     done = threading.Event()
-    storage.on_progress(lambda: storage.durable() == acknowledged + 11 and done.set())
+
+    def look() -> None:
+        if storage.durable() == acknowledged + 11:
+            done.set()
+
+    storage.on_progress(look)
     assert storage.durable() == acknowledged and storage.failure is None
     disk.capacity = None
     assert done.wait(30), "there was room again, and nothing went on"

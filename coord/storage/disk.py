@@ -239,7 +239,7 @@ class DiskStorage:
             self._inbox.put(index)
             return
         try:
-            self._log.compact(index)
+            self._log.compact(index, waiting=self.full)
         except OSError as error:
             self._fail(error)
 
@@ -322,7 +322,7 @@ class DiskStorage:
         if self.failure is not None:
             return False
         if compact is not None:
-            self._log.compact(compact)
+            self._log.compact(compact, waiting=self.full)
         if going_on:
             self._log.prepare()
         return going_on

@@ -217,8 +217,11 @@ class WriteAheadLog:
         """Nothing on disk says yet that the last records are, and there is room to say it."""
         return self._stated < self._durable and self._offset + RECORD_HEADER_BYTES <= self._segments[-1].size
 
-    def compact(self, index: int) -> None:
+    def compact(self, index: int, *, waiting: bool) -> None:
         """Drop whole segments, oldest first, while no batch above `index` is in them; never the one being written.
+
+        `waiting`: there are records still to come that were made before `index` was known to be safe, and may take
+        back what is below it.
 
         Each is gone for good before the next goes: whatever a crash leaves is an unbroken run of segments.
         """
@@ -227,7 +230,8 @@ class WriteAheadLog:
             self._files.unlink(f"{self._directory}/{self._segments[0].name}")
             self._files.sync_directory(self._directory)
             del self._segments[0]
-        self._end.compact(index)
+        if not waiting:
+            self._end.compact(index)
         self._reserve.take()
 
     def prepare(self) -> None:

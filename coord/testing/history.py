@@ -105,9 +105,9 @@ class Operation:
         return keys
 
     def __str__(self) -> str:
-        end = "..." if self.returned == FOREVER else f"{self.returned:.6g}"
+        end = "..." if self.returned == FOREVER else _time(self.returned)
         who = self.client if self.process == self.client else f"{self.process}/{self.client}"
-        return f"[{self.invoked:.6g}, {end}] {who}: {self._asked()} -> {self._told()}"
+        return f"[{_time(self.invoked)}, {end}] {who}: {self._asked()} -> {self._told()}"
 
     def _asked(self) -> str:
         if self.kind in LOCKS:
@@ -131,6 +131,11 @@ class Operation:
         if self.kind in (TRY_ACQUIRE, HOLDER) and self.outcome == OK:
             parts.append(f"token {self.token}" if self.token else "held" if self.kind == TRY_ACQUIRE else "nobody")
         return ", ".join(parts) or self.outcome
+
+
+def _time(seconds: float) -> str:
+    """To the microsecond, which is what it takes to see who was first."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 @dataclass(slots=True, eq=False)
@@ -250,7 +255,11 @@ class History:
         token: int = 0,
     ) -> None:
         """It returned. `revision` of a write, `found` of a read, `existed` of a delete or release; `token` of a lock,
-        where none means that `try_acquire` did not get it, or that it has no holder."""
+        where none means that `try_acquire` did not get it, or that it has no holder.
+
+        `now` is read after the answer is there. In `ok(clock(), op, revision=config.put(...))` it is not: Python takes
+        the time first, and the history then says that the write had returned before it was made.
+        """
         if operation.kind in (GET, LOOK) and isinstance(found, _Unsaid):
             raise HistoryError(f"{operation}: a read that returned found something, or nothing")
         if min(revision, at, token) < 0:

@@ -13,7 +13,6 @@ from coord.raft.read_index import ForwardedReads, PendingReads
 from coord.replica import Replica
 from simulation.mutation import (
     cut_off_leaders,
-    handed_to_the_dead,
     late_answers,
     late_turns,
     leases,
@@ -35,6 +34,7 @@ from simulation.stories import (
     a_question_gets_lost,
     a_snapshot_leaves_what_follows_it,
     come_and_gone,
+    hands_over_to_nobody,
     late_word_to_take_over,
     late_word_when_the_lease_is_back,
     longest_log_in_the_oldest_term,
@@ -440,7 +440,7 @@ READS_AND_LEASES = [
         "trap 35, hashicorp/raft #581",
         (transfer, "tick", "core.now >= core.transfer_state.deadline", "False"),
         (Core, "deadline", "if self.transfer_state is not None:", "if False:"),
-        world=handed_to_the_dead,
+        story=hands_over_to_nobody,
     ),
 ]
 

@@ -26,13 +26,13 @@ from simulation.mutation import (
     damaged_frames,
     fickle_leaders,
     impatient_callers,
+    many_terms,
     moving_watches,
     mutant,
     narrow_windows,
     pulled_snapshots,
     restarts,
     sessions_end_in_office,
-    sessions_lost_in_snapshots,
     silent_members,
     snapshots,
     watched_snapshots,
@@ -40,6 +40,7 @@ from simulation.mutation import (
 )
 from simulation.stories import (
     a_delete_of_nothing,
+    a_session_lost_in_a_snapshot,
     a_stranger_at_a_members_address,
     a_watch_after_a_restart,
     falls_due_in_an_idle_group,
@@ -143,7 +144,7 @@ OUTCOMES = [
         "what was sent in a lost session is sent again in the next",
         "trap 51, found in review",
         (Replica, "_lose_sent", "if proposal.sent:", "if False:"),
-        world=sessions_lost_in_snapshots,
+        story=a_session_lost_in_a_snapshot,
     ),
     mutant(
         "a member that stops calls its unanswered writes failed",
@@ -346,12 +347,6 @@ FRAMES_AND_IDENTITIES = [
         "trap 48, openziti/fabric #576",
         (wire, "same_cluster", "one.group_number == other.group_number or", "True or"),
         story=a_stranger_at_a_members_address,
-    ),
-    mutant(
-        "a member that lost its disk takes what was meant for its former self",
-        "trap 46, etcd #13066",
-        (wire, "_check_parties", " or recipient_incarnation not in (ANY, receiver.incarnation)", ""),
-        world=wiped_disks,
     ),
     mutant(
         "a member that lost its disk is believed",

@@ -129,13 +129,6 @@ def late_turns(knobs: Knobs) -> None:
     knobs.hardware.sync_time, knobs.hardware.turn_delay, knobs.pause_every = 0.1, 0.1, 1.0
 
 
-def handed_to_the_dead(knobs: Knobs) -> None:
-    """Leaders hand over to members that are not there, and one of them never is again."""
-    three_members(knobs)
-    knobs.transfer_every, knobs.crash_every, knobs.notice, knobs.stay_dead = 0.3, 0.7, 0.0, 1
-    knobs.partition_every = knobs.pause_every = knobs.stall_every = NEVER
-
-
 def _fast_timers(knobs: Knobs) -> None:
     knobs.options |= {
         "heartbeat": 0.05,
@@ -247,8 +240,10 @@ def failing_disks(knobs: Knobs) -> None:
 
 def wiped_disks(knobs: Knobs) -> None:
     """A member loses everything and comes back under its old name."""
-    three_members(knobs)
-    knobs.wipe_every, knobs.crash_every, knobs.kill_new_leader = 1.0, 1.0, 0.5
+    three_members(knobs, 5)
+    knobs.wipe_every, knobs.crash_every, knobs.kill_new_leader, knobs.transfer_every = 1.0, 2.0, 0.3, 0.5
+    knobs.pause_every = knobs.clog_every = knobs.partition_every = knobs.stall_every = NEVER
+    knobs.conditions.late, knobs.conditions.jitter, knobs.hardware.sync_time = 0.0, 0.0, 0.005
     knobs.conditions.loss, knobs.conditions.damage = 0.0, 0.0
 
 
@@ -301,12 +296,6 @@ def watched_snapshots(knobs: Knobs) -> None:
     knobs.partition_every, knobs.kill_new_leader, knobs.crash_every, knobs.pause_every = 0.7, 0.0, NEVER, 1.0
     knobs.think, knobs.clients, knobs.keys, knobs.writes, knobs.reads, knobs.local_reads = 0.02, 6, 12, 10, 0, 0
     knobs.burst_every, knobs.conditions.hold, knobs.client_timeout = NEVER, False, 0.5
-
-
-def sessions_lost_in_snapshots(knobs: Knobs) -> None:
-    """Members hear of the end of their session, and of what became of their writes, only by a snapshot."""
-    watched_snapshots(knobs)
-    knobs.partition_every, knobs.client_timeout, knobs.keys, knobs.burst_every, knobs.burst = 1.0, 20.0, 2, 0.1, 4
 
 
 def moving_watches(knobs: Knobs) -> None:

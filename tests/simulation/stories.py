@@ -13,6 +13,7 @@ from typing import Any
 
 from coord.config_map import _begin_watch
 from coord.errors import Compacted
+from coord.errors import OutcomeUnknown
 from coord.machine import commands
 from coord.raft.batch import NOOP, Batch, encode_entry, make_batch
 from coord.raft.core import Core, Start
@@ -588,6 +589,46 @@ def waits_for_its_first_commit(seed: int) -> None:
     assert world.timeline.count - before < 1000, f"{world.timeline.count - before} events, all for nothing"
 
 
+def hands_over_to_nobody(seed: int) -> None:
+    """The member that is to take over is not there, and does not come back. The leader leads on (trap 35)."""
+    world, replies = World(seed, quiet()), list[Any]()
+    leader = leader_of(world)
+    target = next(name for name in world.names if name != leader.name)
+    world.stay_dead.add(target)
+    world.kill(target)
+    world.write(leader, 1)
+    let_pass(world, 0.1)
+    assert world.transfer(leader, target)
+    leader.propose(commands.put, ("k", b"x"), replies.append)
+    let_pass(world, 10.0)
+    assert replies, "ten seconds later the leader still takes no writes"
+
+
+def a_session_lost_in_a_snapshot(seed: int) -> None:
+    """A write is done, and its caller's member is cut off before it hears of it, until its session has ended and only a
+    snapshot is left of both. The caller must not be told anything certain, and the write not be done again."""
+    knobs, replies = quiet(), list[Any]()
+    knobs.options |= {"snapshot_entries": 5, "session_ttl": 6.0}
+    world = World(seed, knobs)
+    leader = leader_of(world)
+    let_pass(world, 1.0)
+    process = next(other for other in world.alive() if other is not leader)
+    log = leader.replica.core.log
+    before = log.last_index
+    process.propose(commands.put, ("once", b"x"), replies.append)
+    until(world, lambda: log.last_index > before, "the leader has it")
+    world.network.cut(between([process.name], [name for name in world.names if name != process.name]))
+    for _ in range(10):
+        let_pass(world, 1.0)
+        world.write(leader, 6)
+    world.network.heal()
+    until(world, lambda: process.replica.machine.applied_index == world.truth.committed, "it has caught up")
+    let_pass(world, 3.0)
+    done = [change.revision for change in world.truth.changes if change.key == "once"]
+    assert len(done) == 1, f"done {len(done)} times, at {done}"
+    assert [type(reply) for reply in replies] == [OutcomeUnknown], f"its caller is told {replies}"
+
+
 STORIES = [
     a_watch_ahead_of_its_member,
     a_rotten_snapshot_is_not_handed_on_for_ever,
@@ -613,4 +654,6 @@ STORIES = [
     power_lost_in_the_middle_of_writes,
     a_delete_of_nothing,
     waits_for_its_first_commit,
+    hands_over_to_nobody,
+    a_session_lost_in_a_snapshot,
 ]

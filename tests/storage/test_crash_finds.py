@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from coord.raft.messages import Persist
+from coord.raft.messages import HardState, Persist
 from coord.storage.memory import MemoryDisk
-from storage.builders import appended, fresh_storage, open_storage, put, take_snapshot
-from storage.test_log import power_cut, segments
+from storage.builders import appended, batch, fresh_storage, open_storage, put, take_snapshot
+from storage.test_log import power_cut, segments, used
 
 
 def test_a_mark_written_when_idle_is_on_disk_before_a_segment_that_counts_it() -> None:
@@ -61,6 +61,31 @@ def test_a_start_after_a_kill_can_be_cut_short_anywhere() -> None:
     killed.before = cut_here
     assert len(open_storage(killed).recover().batches) == 2
     assert lengths == {1, 2}, "the entry that was acknowledged, with or without the one that was not"
+
+
+def test_a_snapshot_taken_while_the_log_waits_for_room_loses_nothing_it_waits_with() -> None:
+    """What waits may take back entries that a snapshot, finished meanwhile, covers by others of the same indexes."""
+    disk = MemoryDisk()
+    storage = open_storage(disk)
+    storage.recover()
+    put(storage, *(appended(index, index, index, size=60) for index in (1, 2, 3)))
+    put(storage, appended(4, 4, 4, size=60), appended(5, 5, 4, size=60))
+    storage._reserve.give_up()
+    disk.capacity = used(disk)
+    # Room is looked for only when told: no thread.
+    storage._start_thread = lambda: None  # type: ignore[method-assign]
+    again = [batch(2, 9, size=500), batch(3, 9, count=8)]
+    put(storage, Persist(6, HardState(9), None, 2, again, commit=10))
+    assert storage.full and storage.durable() == 5
+    disk.capacity = used(disk) + 2000
+    for index in (6, 9):
+        take_snapshot(storage, index, 9)
+    storage.compact(9)
+    disk.capacity = None
+    storage._write_group([])
+    assert storage.durable() == 6 and not storage.full and storage.failure is None
+    recovered = open_storage(power_cut(disk)).recover()
+    assert not recovered.damage and recovered.snapshot is not None and recovered.snapshot.index == 9
 
 
 class Stopped(BaseException):

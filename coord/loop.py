@@ -11,7 +11,6 @@ What must not live here: what a turn does (`coord.replica`), what users see (`co
 from __future__ import annotations
 
 import copy
-import logging
 import queue
 import random
 import threading
@@ -22,6 +21,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from coord import logs
 from coord.clock import clock
 from coord.errors import ClosedError, CoordError, Unavailable
 from coord.proposals import Maker, Proposal
@@ -31,12 +31,14 @@ from coord.replica import Replica
 from coord.transports.base import Transport
 from coord.watch import WaitFor
 
-_log = logging.getLogger("coord.loop")
+_log = logs.Log("coord.loop")
 
 #: Frames taken in one turn.
 _FRAMES_PER_TURN = 256
 #: However quiet it is, a turn comes this often.
 _IDLE_SECONDS = 60.0
+#: How long `stop` waits at most for a log handler to take what was said.
+_FLUSH_SECONDS = 0.5
 #: While stopping, how long a turn may sleep at most.
 _LEAVING_SECONDS = 0.05
 #: A turn that starts later than this after it was due says that the host starves this thread.
@@ -295,6 +297,7 @@ class Loop:
                 _log.warning("%s: its thread is still busy after %g s and is left behind", self.name, timeout + 2.0)
         if self._stop_deadline is not None:
             self.dispatcher.join(max(0.0, self._stop_deadline - self.clock()))
+        logs.flush(_FLUSH_SECONDS)
 
     def background(self, task: Callable[[], Callable[[], None]]) -> None:
         """Run `task` on a thread of its own, then what it returns on the loop's. A task that raises ends the member."""

@@ -10,7 +10,6 @@ What must not live here: waiting, threads, sockets, reading a clock; Raft's rule
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from coord import astray
 from coord.duties import Duties
 from coord.errors import ClosedError, CoordError, IdentityError, OutcomeUnknown, StorageError
 from coord.events import Counters
+from coord.logs import Log
 from coord.machine import commands
 from coord.machine.machine import Machine
 from coord.machine.replies import SESSION_ENDED, SESSION_ID_IN_USE
@@ -60,9 +60,7 @@ from coord.transports.base import GONE, PeerEvent
 from coord.watch import Watches
 from coord.wire import BadFrame, Identity, decode, encode
 
-_raft_log = logging.getLogger("coord.raft")
-_net_log = logging.getLogger("coord.net")
-_wal_log = logging.getLogger("coord.wal")
+_raft_log, _net_log, _wal_log = Log("coord.raft"), Log("coord.net"), Log("coord.wal")
 
 NANOSECONDS = 1_000_000_000
 

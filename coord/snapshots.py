@@ -9,12 +9,12 @@ What must not live here: when a member needs one (`coord.raft.snapshot`), files 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from coord.errors import StorageError
 from coord.events import Counters
+from coord.logs import Log
 from coord.machine.machine import Machine
 from coord.machine.snapshot import Cut
 from coord.options import Options
@@ -23,7 +23,7 @@ from coord.raft.core import Core
 from coord.raft.messages import SnapshotMeta, StoreSnapshot
 from coord.storage.base import SnapshotSink, Storage
 
-_log = logging.getLogger("coord.wal")
+_log = Log("coord.wal")
 
 #: Runs the first on some other thread, or at once; later, on the loop's thread, calls what that returned.
 Background = Callable[[Callable[[], Callable[[], None]]], None]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import math
 import os
 import socket
@@ -29,6 +28,7 @@ from typing import Any
 import zmq
 
 from coord.errors import ConfigurationError
+from coord.logs import Log
 from coord.transports.address import Address, Target, endpoint_of, look_up, parse_bind, parse_peer
 from coord.transports.base import PeerEvent
 from coord.transports.ipc import PathClaim
@@ -55,7 +55,7 @@ REASONS = ("unknown_peer", "unresolved", "not_connected", "queue_full", "oversiz
 #: and wait for ever for its monitors.
 _open: set[ZeroMQTransport] = set()
 
-_log = logging.getLogger("coord.transports")
+_log = Log("coord.transports")
 
 
 class ZeroMQTransport:

@@ -26,6 +26,7 @@ from simulation.mutation import (
     damaged_frames,
     fickle_leaders,
     impatient_callers,
+    late_pieces,
     many_terms,
     moving_watches,
     mutant,
@@ -372,7 +373,7 @@ FRAMES_AND_IDENTITIES = [
         (snapshot, "on_chunk", "message.index != pull.meta.index", "False"),
         (Snapshots, "_finish_pull", "if sink.finish() != (meta.size, meta.sha256):", "if not sink.finish():"),
         (SnapshotFile, "describe", "if (meta.size, meta.sha256) != self._finished:", "if not self._finished:"),
-        world=pulled_snapshots,
+        world=late_pieces,
     ),
 ]
 

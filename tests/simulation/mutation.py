@@ -198,9 +198,20 @@ def pulled_snapshots_in_one_segment(knobs: Knobs) -> None:
 
 def overtaken_snapshots(knobs: Knobs) -> None:
     """They take so long to come that the log is there before them."""
+    three_members(knobs)
+    _fast_timers(knobs)
+    knobs.options |= {"snapshot_entries": 6, "snapshot_chunk_bytes": 4096}
+    knobs.hardware.snapshot_time, knobs.hardware.sync_time, knobs.conditions.hold = 1.0, 0.0, True
+    knobs.think, knobs.clients, knobs.burst_every, knobs.burst = 0.05, 6, 0.5, 10
+    knobs.partition_every, knobs.kill_new_leader, knobs.crash_every, knobs.transfer_every = 0.5, 0.7, NEVER, 0.5
+
+
+def late_pieces(knobs: Knobs) -> None:
+    """Pieces of one snapshot arrive while another is pulled."""
     pulled_snapshots(knobs)
-    knobs.hardware.snapshot_time, knobs.conditions.hold, knobs.options["snapshot_chunk_bytes"] = 1.0, True, 4096
-    knobs.crash_every, knobs.conditions.late = 3.0, 0.1
+    knobs.options["snapshot_chunk_bytes"], knobs.notice = 100, 0.0
+    knobs.conditions.late, knobs.conditions.late_by, knobs.conditions.duplicate = 0.3, 1.0, 0.3
+    knobs.hardware.snapshot_time = knobs.hardware.sync_time = 0.0
 
 
 def restarts(knobs: Knobs) -> None:

@@ -48,9 +48,23 @@ def test_the_first_code_runs_as_it_is(tmp_path: Path) -> None:
     ]
 
 
+def test_the_test_of_a_job_passes(tmp_path: Path) -> None:
+    (tmp_path / "test_job.py").write_text(PYTHON[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "coord.testing.plugin", "-p", "no:cacheprovider", "test_job.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(coord.__file__).parent.parent)},
+        cwd=tmp_path,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_the_node_of_three_is_accepted() -> None:
     """Its settings are checked when it is made; it is not started, as its ports and directory are the reader's."""
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     done = subprocess.run(
         [sys.executable, "-c", f"import coord\n{PYTHON[1]}print(node)"],
         capture_output=True,

@@ -21,7 +21,6 @@ from simulation.mutation import (
     narrow_windows,
     one_by_one,
     overtaken_snapshots,
-    overtaking,
     pulled_snapshots_get_lost,
     restarts,
     slow_disks,
@@ -38,6 +37,7 @@ from simulation.stories import (
     late_word_to_take_over,
     late_word_when_the_lease_is_back,
     longest_log_in_the_oldest_term,
+    refusals_do_not_multiply,
     rests_without_a_leader,
     the_membership_changes_one_step_at_a_time,
 )
@@ -295,7 +295,7 @@ THE_LOG = [
     ),
     mutant(
         "entries are applied before they have committed",
-        "redis-raft, Jepsen 2020",
+        "Raft 5.3",
         (
             Core,
             "_hand_over",
@@ -324,7 +324,7 @@ THE_LOG = [
         "found here",
         (replication, "on_append_response", "and message.round >= progress.probe_round", ""),
         (replication, "_refused", " and message.round >= progress.probe_round", ""),
-        world=overtaking,
+        story=refusals_do_not_multiply,
     ),
     mutant(
         "an older snapshot is installed",
@@ -377,20 +377,20 @@ READS_AND_LEASES = [
     ),
     mutant(
         "a follower numbers its reads anew with each process",
-        "trap 31, found here",
+        "trap 31",
         (Core, "__init__", "ForwardedReads(rng.getrandbits(62))", "ForwardedReads(0)"),
         world=restarts,
     ),
     mutant(
         "a lost question for a read is not asked again",
-        "etcd #8975",
+        "trap 54, etcd #8975",
         (ForwardedReads, "ask", "elif not self._asked or now < self.asked_at + retry_after:", "else:"),
         (ForwardedReads, "retry_at", "if self._asked else", "if False else"),
         story=a_question_gets_lost,
     ),
     mutant(
         "reads are confirmed by nobody",
-        "redis-raft, Jepsen 2020; etcd 0.4",
+        "etcd 0.4, Jepsen 2014",
         (replication, "confirm_reads", "core.reads.confirmed(confirmed)", "core.reads.confirmed(newest)"),
         world=stale_leaders,
     ),
@@ -447,7 +447,7 @@ READS_AND_LEASES = [
 MEMBERSHIP = [
     mutant(
         "the membership changes before the last change has committed",
-        "trap 22, hashicorp/raft and Copycat #23",
+        "trap 22, Copycat #23",
         (replication, "membership_to_pin", "if index > core.commit or core.transfer_state", "if core.transfer_state"),
         story=the_membership_changes_one_step_at_a_time,
     ),

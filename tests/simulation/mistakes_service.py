@@ -76,7 +76,7 @@ EXACTLY_ONCE = [
     ),
     mutant(
         "a session says it took replies it still waits for",
-        "trap 51, found in review",
+        "trap 51",
         (Numbering, "_advance", "next(iter(self._open), self._next) - 1", "self._next - 1"),
         world=fickle_leaders,
     ),
@@ -99,7 +99,7 @@ EXACTLY_ONCE = [
     ),
     mutant(
         "word about an older stream of proposals counts for the newest",
-        "trap 31 at another place",
+        "trap 31, of proposals",
         (Outbox, "taken", "if stream != self._stream:", "if False:"),
         world=sessions_end_in_office,
     ),
@@ -125,14 +125,14 @@ EXACTLY_ONCE = [
 OUTCOMES = [
     mutant(
         "a withdrawn write is sent all the same",
-        "trap 54, hashicorp/raft",
+        "trap 54",
         (Proposal, "may_be_sent", "if self.abandoned:\n        return False", "pass"),
         (Proposal, "may_be_sent", "return False\n        self.sent = True", "pass\n        self.sent = True"),
         world=impatient_callers,
     ),
     mutant(
         "a write whose time is up is said never to happen",
-        "trap 54, openraft #2096",
+        "trap 54",
         (
             Replica,
             "_housekeep",
@@ -143,13 +143,13 @@ OUTCOMES = [
     ),
     mutant(
         "what was sent in a lost session is sent again in the next",
-        "trap 51, found in review",
+        "trap 51",
         (Replica, "_lose_sent", "if proposal.sent:", "if False:"),
         story=a_session_lost_in_a_snapshot,
     ),
     mutant(
         "a member that stops calls its unanswered writes failed",
-        "trap 54, redis-raft, Jepsen 2020",
+        "trap 54, openraft #2096",
         (Replica, "end", "unknown if proposal.sent else error", "error"),
     ),
     mutant(
@@ -167,13 +167,13 @@ OUTCOMES = [
 SESSIONS = [
     mutant(
         "a new leader counts silence from before its election",
-        "atomix, dissertation 6.3",
+        "dissertation 6.3",
         (Duties, "expire_sessions", "last = max(self._since, heard.get(owner, 0.0))", "last = heard.get(owner, 0.0)"),
         world=silent_members,
     ),
     mutant(
         "a session lasts half its time",
-        "etcd #9888",
+        "dissertation 6.3",
         (Duties, "expire_sessions", "ttl / _NANOSECONDS", "ttl / 2 / _NANOSECONDS"),
         world=silent_members,
     ),
@@ -201,7 +201,7 @@ SESSIONS = [
 THE_MACHINE = [
     mutant(
         "compare-and-set does not compare",
-        "redis-raft, Jepsen 2020",
+        "textbook",
         (
             Machine,
             "_put",
@@ -211,7 +211,7 @@ THE_MACHINE = [
     ),
     mutant(
         "a transaction does its first write before it compares",
-        "Redis MULTI, RedisRaft",
+        "Redis MULTI",
         (
             Machine,
             "_transaction",
@@ -224,23 +224,23 @@ THE_MACHINE = [
     ),
     mutant(
         "a delete of nothing makes a revision",
-        "etcd 3.5",
+        "textbook",
         (Machine, "_commit", "if not writes:\n        return", "pass"),
         story=a_delete_of_nothing,
     ),
     mutant(
         "a plain put keeps the old time to live",
-        "Redis SET before KEEPTTL, the other way round",
+        "textbook",
         (Machine, "_plan_put", "if ttl else 0\n", "if ttl else 0 if before is None else before[5]\n"),
     ),
     mutant(
         "a key that was written again falls due when it first was to",
-        "Redis",
+        "textbook",
         (ConfigStore, "commit", "if before[5] != after[5]:", "if not before[5] and after[5]:"),
     ),
     mutant(
         "keys end a little early",
-        "etcd #9888",
+        "textbook",
         (Expiry, "take_due", "due > now:", "due > now + 200_000_000:"),
     ),
     mutant(
@@ -255,7 +255,7 @@ THE_MACHINE = [
     ),
     mutant(
         "entries are stamped by the leader's own clock",
-        "trap 52, Raft section 6.3",
+        "trap 52, dissertation 6.3",
         (
             Core,
             "cluster_time",
@@ -287,7 +287,7 @@ WATCHES = [
     ),
     mutant(
         "a watch resumes a change too late",
-        "Consul",
+        "off by one",
         (History, "since", "if entry[0] <= revision:", "if entry[0] <= revision + 1:"),
         world=moving_watches,
     ),
@@ -299,13 +299,13 @@ WATCHES = [
     ),
     mutant(
         "a watch is not told what a snapshot changed",
-        "ZooKeeper ZOOKEEPER-2025",
+        "etcd's watch guarantees: reliable",
         (Machine, "install", "self._pending.extend(", "list("),
         world=watched_snapshots,
     ),
     mutant(
         "a watch is not told what a snapshot deleted",
-        "Consul #3975",
+        "etcd's watch guarantees: reliable",
         (ConfigStore, "differences", "if key not in newer._rows:", "if False:"),
         world=watched_snapshots,
     ),
@@ -317,7 +317,7 @@ WATCHES = [
     ),
     mutant(
         "a watch of newest values tells an old change before a new one",
-        "Kubernetes watch cache",
+        "etcd's watch guarantees: ordered",
         (Watch, "put", "self._latest.pop(change.key, None)", "pass"),
     ),
 ]
@@ -333,7 +333,7 @@ FRAMES_AND_IDENTITIES = [
     ),
     mutant(
         "checksums of batches are not checked",
-        "etcd #13766",
+        "Amazon S3 in 2008",
         (batch, "read_batch", "!= crc:", "!= crc and False:"),
         world=damaged_frames,
     ),
@@ -358,7 +358,7 @@ FRAMES_AND_IDENTITIES = [
     ),
     mutant(
         "members are known by the leader's incarnation",
-        "trap 46, openraft #1894",
+        "trap 46",
         (
             replication,
             "membership_to_pin",

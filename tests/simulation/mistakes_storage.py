@@ -40,7 +40,7 @@ _CRC = 'raise DamagedRecord("a record\'s checksum does not match")'
 SYNCS_AND_NAMES = [
     mutant(
         "the log is not synced",
-        "trap 39, redis-raft, Jepsen 2020",
+        "trap 39",
         (WriteAheadLog, "commit", _SYNC, "self._mark_unsynced = False\n    if not self._named:"),
     ),
     mutant(
@@ -103,7 +103,7 @@ SYNCS_AND_NAMES = [
     ),
     mutant(
         "the last segment goes before its copy is on disk",
-        "trap 41, found in review",
+        "ALICE in OSDI'14",
         (
             WriteAheadLog,
             "start",
@@ -132,7 +132,7 @@ SYNCS_AND_NAMES = [
 DAMAGE = [
     mutant(
         "checksums of records are not checked",
-        "trap 40, MongoDB and Redis in FAST'17",
+        "trap 40, Redis in FAST'17",
         (records, "read_record", f"!= crc:\n        {_CRC}", f"!= crc and False:\n        {_CRC}"),
         story=power_lost_in_the_middle_of_writes,
     ),
@@ -189,7 +189,7 @@ WHAT_IS_WRITTEN = [
     ),
     mutant(
         "a new segment begins without term and vote",
-        "trap 2, found in review",
+        "trap 2",
         (
             WriteAheadLog,
             "_begin_segment",
@@ -208,7 +208,7 @@ WHAT_IS_WRITTEN = [
 SNAPSHOT_FILES = [
     mutant(
         "a pulled snapshot replaces the log before it is durable",
-        "trap 38, found in review",
+        "trap 38",
         (SnapshotFile, "describe", "self._files.sync(handle)\n        self._handle = None", "self._handle = None"),
         world=pulled_snapshots,
     ),
@@ -274,7 +274,7 @@ SNAPSHOT_FILES = [
     ),
     mutant(
         "a member whose disk failed goes on",
-        "trap 37, etcd #14143",
+        "trap 37",
         (Replica, "_work", "if self.storage.failure is not None:", "if False:"),
         world=failing_disks,
     ),

@@ -154,21 +154,6 @@ def narrow_windows(knobs: Knobs) -> None:
     knobs.transfer_every = knobs.stall_every = NEVER
 
 
-def overtaking(knobs: Knobs) -> None:
-    """Whole windows arrive in any order."""
-    knobs.options |= {
-        "max_inflight_messages": 64,
-        "heartbeat": 0.15,
-        "election_timeout": (1.5, 3.0),
-        "session_ttl": 6.0,
-    }
-    conditions = knobs.conditions
-    conditions.in_order, conditions.delay, conditions.jitter = False, 0.005, 0.05
-    conditions.late, conditions.loss = 0.02, 0.02
-    knobs.think, knobs.clients, knobs.burst_every, knobs.burst = 0.05, 6, 0.3, 10
-    knobs.hardware.sync_time = knobs.hardware.turn_delay = 0.0
-
-
 def snapshots(knobs: Knobs) -> None:
     """Taken all the time, slow to write, and often overtaken by the log."""
     knobs.options["snapshot_entries"], knobs.hardware.snapshot_time = 6, 1.0

@@ -629,6 +629,28 @@ def a_session_lost_in_a_snapshot(seed: int) -> None:
     assert [type(reply) for reply in replies] == [OutcomeUnknown], f"its caller is told {replies}"
 
 
+def refusals_do_not_multiply(seed: int) -> None:
+    """Appends overtake each other on their way to a member that lags, so many are refused. An answer to something older
+    must not begin the next attempt, or each refusal would cost another window of appends."""
+    knobs = quiet()
+    knobs.conditions.in_order, knobs.conditions.jitter, knobs.conditions.delay = False, 0.05, 0.005
+    knobs.options |= {"max_batch_bytes": 300, "max_append_bytes": 300, "max_inflight_messages": 64}
+    world = World(seed, knobs)
+    leader = leader_of(world)
+    let_pass(world, 1.0)
+    name = next(name for name in world.names if name != leader.name)
+    world.network.cut(between([name], [other for other in world.names if other != name]))
+    for _ in range(100):
+        world.write(leader, 3)
+        let_pass(world, 0.01)
+    let_pass(world, 1.0)
+    world.network.heal()
+    before, machine = world.network.sent, world.process(name).replica.machine
+    until(world, lambda: machine.applied_index == world.truth.committed, "it has caught up")
+    sent = world.network.sent - before
+    assert sent < 2800, f"{sent} messages to bring a member up to date by about a hundred batches"
+
+
 STORIES = [
     a_watch_ahead_of_its_member,
     a_rotten_snapshot_is_not_handed_on_for_ever,
@@ -656,4 +678,5 @@ STORIES = [
     waits_for_its_first_commit,
     hands_over_to_nobody,
     a_session_lost_in_a_snapshot,
+    refusals_do_not_multiply,
 ]

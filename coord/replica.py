@@ -427,6 +427,8 @@ class Replica:
         data = self.snapshots.read(command.index, command.offset)
         if data:
             self._send(command.to, SnapshotChunk(self.core.term, command.index, command.offset, data))
+        else:
+            self.core.snapshot_unreadable(self.now, command.to, command.index)
 
     def _on_renew_snapshot(self, command: RenewSnapshot) -> None:
         self.snapshots.renew()

@@ -88,7 +88,7 @@ class Snapshots:
         assert core is not None
         term = core.log.term_at(core.applied)
         if not self._cutting and term is not None:
-            _log.warning("%s: another has found the bytes of the newest snapshot damaged; taking a new one", self._name)
+            _log.warning("%s: the newest snapshot is damaged or cannot be read; taking another", self._name)
             self._cut(core, core.applied, term)
 
     def _cut(self, core: Core, last: int, term: int) -> None:

@@ -369,13 +369,15 @@ class Core:
         self.now = now
         snapshot.install(self, meta)
 
+    def snapshot_unreadable(self, now: float, name: str, index: int) -> None:
+        """Leader: no byte of the snapshot `index`, which `name` is pulling, can be read. It is to pull another."""
+        self.now = now
+        snapshot.unreadable(self, name, index)
+
     def snapshot_failed(self, now: float, index: int, *, doubted: bool = False) -> None:
         """The pulled snapshot could not be kept; `doubted`: it was not what was offered. A later offer starts anew."""
         self.now = now
-        if self.pull is not None and self.pull.meta.index == index:
-            if doubted:
-                snapshot.doubted(self, index)
-            self.pull = None
+        snapshot.failed(self, index, doubted=doubted)
 
     # ----------------------------------------------------------------------------------------------------------------
     # The outlet.

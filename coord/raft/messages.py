@@ -298,8 +298,8 @@ class SendSnapshot:
 
 @dataclass(slots=True)
 class RenewSnapshot:
-    """The bytes kept of the newest snapshot are not what they should be, says one that pulled them all: take another of
-    the state as it is now, even if it is of the same index."""
+    """The newest snapshot cannot be read, or is not what it should be, says one that pulled it: take another of the
+    state as it is now, even if it is of the same index."""
 
 
 @dataclass(slots=True)

@@ -113,11 +113,26 @@ def progressed(core: Core, index: int, held: int) -> None:
         _ask(core)
 
 
-def doubted(core: Core, index: int) -> None:
-    """Not a byte is missing, and they are not what was offered: its leader is to make another."""
-    assert core.pull is not None
-    if core.leader is not None:
-        core.send(core.leader, SnapshotPull(core.term, index, core.pull.meta.size))
+def unreadable(core: Core, name: str, index: int) -> None:
+    """Leader: what `name` pulls is gone or cannot be read here; nobody is sent to it again."""
+    progress = core.progress.get(name)
+    if progress is not None and progress.snapshot_index == index:
+        progress.snapshot_index = 0
+    if core.older_snapshot is not None and core.older_snapshot.index == index:
+        core.older_snapshot = None
+    elif core.role == LEADER and core.snapshot is not None and core.snapshot.index == index:
+        core.command(RenewSnapshot())
+
+
+def failed(core: Core, index: int, *, doubted: bool) -> None:
+    """What was pulled is not kept. `doubted`: no byte is missing, and they are not what was offered, so the leader is
+    to make another."""
+    pull = core.pull
+    if pull is None or pull.meta.index != index:
+        return
+    if doubted and core.leader is not None:
+        core.send(core.leader, SnapshotPull(core.term, index, pull.meta.size))
+    core.pull = None
 
 
 def install(core: Core, meta: SnapshotMeta) -> None:

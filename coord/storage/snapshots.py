@@ -12,6 +12,7 @@ newest be unreadable, the older one and the log still give everything. An unread
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import struct
@@ -271,10 +272,12 @@ class SnapshotStore:
             surplus = [kept.pop(index) for index in list(kept)[:-KEPT]]
             # First out of the table, so that nobody is sent to a file that is going away.
             self._kept = kept
-            for old in surplus:
-                self._files.unlink(f"{self._directory}/{snapshot_name(old.index)}")
-            if surplus:
-                self._files.sync_directory(self._directory)
+            # The new one is kept, whatever becomes of the old: an error here must not make the caller think otherwise.
+            with contextlib.suppress(OSError):
+                for old in surplus:
+                    self._files.unlink(f"{self._directory}/{snapshot_name(old.index)}")
+                if surplus:
+                    self._files.sync_directory(self._directory)
 
     def read(self, index: int, offset: int, size: int) -> bytes:
         meta = self._kept.get(index)

@@ -31,7 +31,6 @@ from simulation.stories import (
     a_damaged_member_promises_nothing,
     a_leader_whose_disk_hangs,
     a_question_gets_lost,
-    a_snapshot_leaves_what_follows_it,
     come_and_gone,
     hands_over_to_nobody,
     late_word_to_take_over,
@@ -41,6 +40,7 @@ from simulation.stories import (
     rests_without_a_leader,
     the_membership_changes_one_step_at_a_time,
 )
+from simulation.stories_of_disks import a_snapshot_leaves_what_follows_it
 
 _UP_TO_DATE = "(message.last_term, message.last_index) >= (core.log.last_term, core.log.last_index)"
 _ONE_VOTE = 'assert self.vote in ("", name), f"second vote in term {self.term}: {self.vote} then {name}"'

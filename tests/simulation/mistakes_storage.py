@@ -24,12 +24,12 @@ from simulation.mutation import (
     snapshots,
     wiped_disks,
 )
-from simulation.stories import (
+from simulation.stories import power_lost_after_a_lonely_mark
+from simulation.stories_of_disks import (
     a_snapshot_knows_what_its_index_knew,
     one_snapshot_fails,
     one_snapshot_rots,
     one_snapshot_rots_where_it_is_pulled_from,
-    power_lost_after_a_lonely_mark,
     power_lost_in_the_middle_of_writes,
 )
 

@@ -1,4 +1,4 @@
-"""Put every mistake of the tables back in, one at a time, and see how many seeds it takes until it is caught, and by what.
+"""Put every mistake of the tables back in, one at a time, and see how many seeds it takes to catch it.
 
 ``python -m tests.simulation.mutants`` prints the table in Markdown; ``--tries`` starts from several seeds and gives the
 median. What must not live here: which mistakes (`mistakes`), or what catches them (`rules` and its like).
@@ -80,7 +80,7 @@ def hunt(name: str, start: int = 1, budget: int = BUDGET) -> Hunt:
 
 def oracle_of(error: AssertionError) -> str:
     """The kind of oracle that raised it."""
-    from coord.testing.linearizability import HistoryViolation
+    from coord.testing.anomalies import HistoryViolation
     from simulation.truth import Violation
     from simulation.world import Stuck
 
@@ -94,7 +94,7 @@ def oracle_of(error: AssertionError) -> str:
         by_words = [oracle for words, oracle in _BY_WORDS.items() if words in said]
         return by_words[0] if by_words else code.group() if code else _RULE
     where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return STORY if where.name == "stories.py" else INVARIANT
+    return STORY if where.name.startswith("stories") else INVARIANT
 
 
 def main() -> int:

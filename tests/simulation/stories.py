@@ -6,14 +6,12 @@ What must not live here: random troubles (`faults`).
 
 from __future__ import annotations
 
-import errno
 import random
 from collections.abc import Callable
 from typing import Any
 
 from coord.config_map import _begin_watch
-from coord.errors import Compacted
-from coord.errors import OutcomeUnknown
+from coord.errors import Compacted, OutcomeUnknown
 from coord.machine import commands
 from coord.raft.batch import NOOP, Batch, encode_entry, make_batch
 from coord.raft.core import Core, Start
@@ -27,18 +25,16 @@ from coord.raft.messages import (
     Message,
     Persist,
     Send,
-    SnapshotMeta,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
 )
 from coord.raft.roles import LEADER
 from coord.raft.settings import Settings
-from coord.storage.snapshots import snapshot_name
 from coord.testing.chance import stream
 from coord.testing.disk import DATA, View
 from coord.testing.network import Conditions, between
-from coord.testing.process import Crash, Process
+from coord.testing.process import Process
 from coord.testing.simulation import Hardware
 from coord.watch import Watch
 from coord.wire import encode
@@ -277,60 +273,6 @@ def power_lost_after_a_lonely_mark(seed: int) -> None:
         let_pass(world, 0.004)
 
 
-def one_snapshot_rots(seed: int) -> None:
-    """The newest snapshot can no longer be read. The one before it and the log still give everything, so its member
-    starts as if nothing had happened."""
-    knobs = quiet()
-    knobs.options["snapshot_entries"], knobs.hardware.segment_bytes = 5, 1024
-    world = World(seed, knobs)
-    process = leader_of(world)
-    for _ in range(8):
-        world.write(process, 6)
-        let_pass(world, 0.5)
-    core, name = process.replica.core, process.name
-    newest = core.snapshot
-    assert newest is not None and core.older_snapshot is not None and process.storage.segment_count > 1
-    world.kill(name, power=False)
-    world.disks[name].flip(f"{DATA}/{snapshot_name(newest.index)}", 16 + seed * 7 % newest.size)
-    world.revive(name)
-    let_pass(world, 5)
-    assert world.process(name).replica.machine.applied_index == world.truth.committed, "it does not keep up"
-
-
-def one_snapshot_fails(seed: int) -> None:
-    """For a moment there is no room for a snapshot. The next one succeeds."""
-    knobs = quiet()
-    knobs.options["snapshot_entries"] = 5
-    world = World(seed, knobs)
-    process = leader_of(world)
-    world.disks[process.name].fail("create", 1, errno.ENOSPC)
-    for _ in range(3):
-        world.write(process, 6)
-        let_pass(world, 0.5)
-    counters = process.replica.counters
-    assert counters.snapshots_failed == 1 and counters.snapshots_taken, "no snapshot after one that failed"
-
-
-def a_snapshot_knows_what_its_index_knew(seed: int) -> None:
-    """While a snapshot is taken the newest membership may not have committed, and may still be taken back: it is not
-    that of the snapshot (trap 25)."""
-    knobs = quiet()
-    knobs.options |= {"snapshot_entries": 1, "heartbeat": 0.05, "election_timeout": (0.5, 1.0)}
-    world = World(seed, knobs)
-    world.stay_dead.add("c")
-    world.kill("c")
-    leader = leader_of(world)
-    before = leader.replica.core.history.latest_index
-    world.stay_dead.discard("c")
-    world.revive("c")
-    # What the group learns of c is a new membership, soon after.
-    while leader.replica.core.membership_committed == before and world.timeline.step(60.0):
-        for process in world.alive():
-            meta = process.replica.core.snapshot
-            assert meta is None or meta.membership_index <= meta.index, f"{process.name}: {meta}"
-    assert leader.replica.core.membership_committed > before and leader.replica.core.snapshot is not None
-
-
 def late_word_when_the_lease_is_back(seed: int) -> None:
     """The word to take over is so late that the leader has its lease again. It names the end of a log that has grown
     since, so it means nothing any more (trap 32)."""
@@ -403,16 +345,6 @@ def a_stranger_at_a_members_address(seed: int) -> None:
     until(world, lambda: late.replica.machine.applied_index == world.truth.committed, "the true member takes part")
 
 
-def a_snapshot_leaves_what_follows_it(seed: int) -> None:
-    """A snapshot has arrived, and meanwhile the log as well, with more. What was acknowledged of it is not dropped."""
-    core, view = follower(), View()
-    core.step(1.0, "a", 1, Append(1, 0, 0, 0, 1, [batch(1, 1), batch(2, 1), batch(3, 1)]))
-    core.snapshot_stored(1.1, SnapshotMeta(2, 1, 0, membership_of(NAMES), 0, 1, b"", 0))
-    for persist in persists(core.take()):
-        view.apply(persist)
-    assert core.commit == 2 and view.last == 3, f"the log ends at {view.last}"
-
-
 def a_question_gets_lost(seed: int) -> None:
     """A follower's question for a read never arrives, and nobody there wants to read anything else: it asks again."""
     world = World(seed, quiet())
@@ -481,50 +413,28 @@ def the_membership_changes_one_step_at_a_time(seed: int) -> None:
     assert core.commit == 2 and core.history.latest_index == 3, f"{core.history.latest_index}, committed {core.commit}"
 
 
-def one_snapshot_rots_where_it_is_pulled_from(seed: int) -> None:
-    """What a leader hands out of its snapshot is not what it wrote. Nobody takes that for the state, or comes to harm
-    by it; and sooner or later there is a good one."""
+def a_lost_snapshot_is_not_offered_for_ever(seed: int) -> None:
+    """The files of a leader's snapshots are gone, and a member needs one. It gets another, though nothing is written."""
     knobs = quiet()
-    knobs.options["snapshot_entries"] = 5
+    knobs.options |= {"snapshot_entries": 20, "max_batch_bytes": 300, "snapshot_chunk_bytes": 400}
     world = World(seed, knobs)
     leader = leader_of(world)
-    name = next(name for name in world.names if name != leader.name)
-    world.stay_dead.add(name)
-    world.kill(name, power=False)
-    for _ in range(6):
-        world.write(leader, 6)
-        let_pass(world, 0.5)
-    newest = leader.replica.core.snapshot
-    assert newest is not None and leader.replica.core.log.base > 0
-    for meta in (newest, leader.replica.core.older_snapshot):
-        assert meta is not None
-        world.disks[leader.name].flip(f"{DATA}/{snapshot_name(meta.index)}", 16 + seed * 7 % meta.size)
-    world.stay_dead.discard(name)
-    world.revive(name)
-    let_pass(world, 3.0)
-    for _ in range(6):
-        world.write(leader, 6)
-        let_pass(world, 0.5)
-    let_pass(world, 5.0)
-    assert world.process(name).replica.machine.applied_index == world.truth.committed, "it was never brought up to date"
-
-
-def power_lost_in_the_middle_of_writes(seed: int) -> None:
-    """One member after the other loses power when what it wrote is not yet synced: some of it is there, some is not."""
-    world = World(seed, quiet(sync_time=0.001))
-
-    def crash(kind: str) -> None:
-        if kind == "sync":
-            raise Crash
-
-    for number in range(9):
-        leader, name = leader_of(world), world.names[number % 3]
-        until(world, lambda: len(world.alive()) == len(world.names), "all are back")
+    let_pass(world, 1)
+    behind = next(name for name in world.names if name != leader.name)
+    world.stay_dead.add(behind)
+    world.kill(behind)
+    for _ in range(30):
+        world.write(leader, 3)
         let_pass(world, 0.2)
-        world.disks[name].before = crash
-        for key in range(5):
-            leader.propose(commands.put, (f"w{key}", b"x" * 300), lambda reply: None)
-        until(world, lambda name=name: world.living(name) is None, "it loses power")  # type: ignore[misc]
+    disk = world.disks[leader.name]
+    for name in disk.names(DATA):
+        if name.startswith("snapshot-"):
+            disk.unlink(f"{DATA}/{name}")
+    world.atlas.harmed(leader.name, "snapshots are gone")
+    world.stay_dead.discard(behind)
+    world.revive(behind)
+    let_pass(world, 20)
+    assert world.process(behind).replica.machine.applied_index == world.truth.committed
 
 
 def a_watch_ahead_of_its_member(seed: int) -> None:
@@ -652,6 +562,7 @@ def refusals_do_not_multiply(seed: int) -> None:
 
 
 STORIES = [
+    a_lost_snapshot_is_not_offered_for_ever,
     a_watch_ahead_of_its_member,
     a_rotten_snapshot_is_not_handed_on_for_ever,
     come_and_gone,
@@ -662,18 +573,12 @@ STORIES = [
     falls_due_in_an_idle_group,
     a_watch_after_a_restart,
     power_lost_after_a_lonely_mark,
-    one_snapshot_rots,
-    one_snapshot_fails,
-    a_snapshot_knows_what_its_index_knew,
     late_word_when_the_lease_is_back,
     a_leader_whose_disk_hangs,
     frames_go_astray,
     a_stranger_at_a_members_address,
-    a_snapshot_leaves_what_follows_it,
     a_question_gets_lost,
     the_membership_changes_one_step_at_a_time,
-    one_snapshot_rots_where_it_is_pulled_from,
-    power_lost_in_the_middle_of_writes,
     a_delete_of_nothing,
     waits_for_its_first_commit,
     hands_over_to_nobody,

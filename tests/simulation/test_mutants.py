@@ -51,7 +51,9 @@ def test_stories_and_worlds_without_a_mistake_raise_nothing() -> None:
             way.try_seed(seed)
 
 
-def test_what_is_not_caught_is_missed_and_what_breaks_the_harness_is_not_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_caught_is_missed_and_what_breaks_the_harness_is_not_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     name = "a conflicting tail is kept"
     assert hunt(name, budget=0)[:3] == (name, 0, MISSED)
 
@@ -77,7 +79,6 @@ def test_what_is_not_caught_is_missed_and_what_breaks_the_harness_is_not_caught(
     ],
 )
 def test_what_caught_it_is_named_by_its_kind(error: AssertionError, oracle: str) -> None:
-    try:
+    with pytest.raises(AssertionError) as caught:
         raise error
-    except AssertionError as caught:
-        assert oracle_of(caught) == oracle
+    assert oracle_of(caught.value) == oracle

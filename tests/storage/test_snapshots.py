@@ -141,6 +141,20 @@ def test_an_error_gives_the_snapshot_up_and_leaves_the_log_unharmed(kind: str, e
     assert hit or (kind, error) == ("write", errno.ENOSPC), "a full disk costs the reserve first"
 
 
+@pytest.mark.parametrize(("kind", "nth"), [("unlink", 1), ("sync_directory", 2)])
+def test_what_goes_wrong_with_older_ones_does_not_undo_a_snapshot(kind: str, nth: int) -> None:
+    """The new one is durable by then; were the caller told that it is not kept, it would name one that is gone."""
+    disk, storage = fresh_storage()
+    for index in (3, 6):
+        take_snapshot(storage, index, 1)
+    disk.fail(kind, nth)
+    take_snapshot(storage, 9, 1)
+    assert storage.read_snapshot(9, 0, 1000) == content_of(9)
+    assert storage.read_snapshot(6, 0, 1000) == content_of(6)
+    with pytest.raises(FileNotFoundError):
+        storage.read_snapshot(3, 0, 10)
+
+
 def test_every_flipped_bit_is_detected() -> None:
     disk, storage = fresh_storage()
     put(storage, *(appended(index, index, 1) for index in range(1, 4)))

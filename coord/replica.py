@@ -124,7 +124,7 @@ class Replica:
         self.core = Core(
             identity.name,
             identity.incarnation,
-            _settings(options),
+            Settings.of(options),
             rng,
             Start(
                 snapshot.membership if snapshot else membership,
@@ -506,8 +506,12 @@ class Replica:
             reply = self.machine.remembered_reply(session, proposal.sequence)
             if reply is not None:
                 self._settle(proposal.sequence, reply)
-        if self._session_open and not self.machine.has_session(session):
-            self._lose_sent()
+        if not self.machine.has_session(session):
+            if self._session_open:
+                self._lose_sent()
+            elif not self._leaving:
+                # Never opened, or opened and ended in what was skipped: asking again tells, and does no harm.
+                self._restart_outbox()
 
     def _lose_sent(self) -> None:
         """What was sent in the session that is over may have happened, and its replies went with the session."""
@@ -604,22 +608,6 @@ class Replica:
                 if name != self.identity.name
             }
         )
-
-
-def _settings(options: Options) -> Settings:
-    return Settings(
-        heartbeat=options.heartbeat,
-        election_timeout=options.election_timeout,
-        priority=options.priority,
-        lease_reads=options.lease_reads,
-        clock_drift=options.clock_drift,
-        disk_stall_timeout=options.disk_stall_timeout,
-        max_batch_bytes=options.max_batch_bytes,
-        max_append_bytes=options.max_append_bytes,
-        max_inflight_messages=options.max_inflight_messages,
-        max_inflight_bytes=options.max_inflight_bytes,
-        max_uncommitted_bytes=options.max_uncommitted_bytes,
-    )
 
 
 _PERFORM: dict[type[Command], Callable[[Replica, Any], None]] = {

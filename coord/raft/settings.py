@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(slots=True, frozen=True)
@@ -25,3 +25,8 @@ class Settings:
     max_inflight_bytes: int = 8 << 20
     #: In the leader's log and not yet committed; beyond it proposals are refused (backpressure).
     max_uncommitted_bytes: int = 64 << 20
+
+    @classmethod
+    def of(cls, options: object) -> Settings:
+        """What `options` says, field by field of the same name."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})

@@ -1,4 +1,4 @@
-"""Search a scope: ``PYTHONPATH=tests python -m exhaustive --terms 2 --entries 2 --crashes 1 --lose-old``.
+"""Search a scope: ``PYTHONPATH=tests python -m exhaustive --terms 2 --entries 2 --crashes 1``.
 
 Messages are lost, repeated and reordered without bound, so there are no options for that.
 """
@@ -25,7 +25,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--stickiness", action="store_true", help="voters may also refuse because they hear a leader")
     parser.add_argument("--small-appends", action="store_true", help="one batch in each append")
     parser.add_argument("--joined", action="store_true", help="two messages may arrive within one turn")
-    parser.add_argument("--lose-old", action="store_true", help="messages older than the receiver's term are lost")
+    parser.add_argument(
+        "--old-messages", action="store_true", help="they still arrive in newer terms; many more states"
+    )
     parser.add_argument("--harm-only", action="store_true", help="look for harm, not for the broken promises before it")
     parser.add_argument("--opening", default="", help='what happens first: "a stands; a > b; b > a"')
     parser.add_argument("--states", type=int, default=1 << 62, help="stop after so many")
@@ -45,7 +47,7 @@ def scope_of(given: argparse.Namespace) -> Scope:
         stickiness=given.stickiness,
         small_appends=given.small_appends,
         joined=given.joined,
-        old_messages=not given.lose_old,
+        old_messages=given.old_messages,
         harm_only=given.harm_only,
         opening=tuple(words.strip() for words in given.opening.split(";") if words.strip()),
     )

@@ -20,7 +20,7 @@ What must not live here: which inputs there are (`exhaustive.turn`), what must h
 from __future__ import annotations
 
 from collections import deque
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from coord.raft.batch import Batch, encode_entry, make_batch
@@ -29,9 +29,9 @@ from coord.raft.membership import MemberRecord, Membership
 from coord.raft.messages import (
     Append,
     AppendResponse,
+    HardState,
     Heartbeat,
     HeartbeatResponse,
-    HardState,
     Message,
     Persist,
     ReadRequest,
@@ -179,7 +179,7 @@ class FixedChance:
 # Batches and messages.
 
 
-@lru_cache(maxsize=None)
+@cache
 def thaw_batch(frozen: FrozenBatch) -> Batch:
     kind, term, first, count = frozen
     return make_batch(kind, term, first, 0, [encode_entry(b"")] * count, count)
@@ -205,7 +205,8 @@ def freeze_message(message: Message) -> FrozenMessage:
 def thaw_message(frozen: FrozenMessage) -> Message:
     kind, *fields = frozen
     if kind is Append:
-        return Append(*fields[:-1], thaw_log(fields[-1]))
+        term, index, of_term, commit, number, batches = fields
+        return Append(term, index, of_term, commit, number, thaw_log(batches))
     message: Message = kind(*fields)
     return message
 

@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -72,6 +72,12 @@ _READS = Scope(
     disk_answers=INSTANT,
     opening=("a stands", "a > b", "b > a", "a > b", "b > a"),
 )
+#: By now "b" leads as well; what "c" answered to "a" before is still under way.
+TWO_LEAD = replace(
+    _READS,
+    old_messages=False,
+    opening=(*_READS.opening, "a > c", "b stands", "b > c", "c > b", "b > c", "c > b"),
+)
 #: As in figure 8 of the paper: in term 1 only "a" got its entry, in term 2 only "b"; then both come back.
 _FIGURE_8 = Scope(
     terms=4,
@@ -97,7 +103,8 @@ MUTANTS = [
             (
                 election,
                 "_may_vote_for",
-                '# The same candidate asking again is granted again (trap 11).\n        free = core.vote in ("", sender)',
+                "# The same candidate asking again is granted again (trap 11).\n"
+                '        free = core.vote in ("", sender)',
                 "free = True",
             ),
             _SECOND_VOTE,
@@ -110,9 +117,22 @@ MUTANTS = [
         _CRASH,
     ),
     Mutant(
-        "entries are acknowledged before they are durable",
+        "what is to wait for the disk is told at once",
         ((Core, "send_when_durable", "self._riding.append(", "self._out.append("),),
         _CRASH,
+    ),
+    Mutant(
+        "entries are acknowledged before they are durable",
+        ((replication, "on_append", "core.send_when_durable(", "core.send("),),
+        _SLOW,
+        Scope(
+            terms=2,
+            entries=0,
+            crashes=1,
+            pre_votes=INSTANT,
+            # The first entry of "a" is on its own disk, and "b" has heard of it.
+            opening=("a stands", "a syncs", "a > b", "b syncs", "b > a", "a syncs", "a > b"),
+        ),
     ),
     Mutant(
         "the leader counts what its own disk has not kept",
@@ -194,15 +214,25 @@ MUTANTS = [
     Mutant(
         "a granted pre-vote counts as a vote",
         (
-            (election, "on_vote_response", "== (PRE_CANDIDATE if message.pre else CANDIDATE)", "in (PRE_CANDIDATE, CANDIDATE)"),
-            (election, "on_vote_response", "core.term + 1 if message.pre else", "core.term + 1 if core.role != CANDIDATE else"),
+            (
+                election,
+                "on_vote_response",
+                "== (PRE_CANDIDATE if message.pre else CANDIDATE)",
+                "in (PRE_CANDIDATE, CANDIDATE)",
+            ),
+            (
+                election,
+                "on_vote_response",
+                "core.term + 1 if message.pre else",
+                "core.term + 1 if core.role != CANDIDATE else",
+            ),
         ),
         Scope(terms=1, entries=0, pre_votes=REAL, disk_answers=INSTANT),
     ),
     Mutant(
         "reads are confirmed by nobody",
         ((replication, "confirm_reads", "core.reads.confirmed(confirmed)", "core.reads.confirmed(newest)"),),
-        _READS,
+        TWO_LEAD,
     ),
     Mutant(
         "reads before the first commit of the term",
@@ -211,8 +241,15 @@ MUTANTS = [
     ),
     Mutant(
         "reads ride on a round already sent",
-        ((replication, "replicate_all", "core.rounds.begin(core.now), core.commit", "core.rounds.newest, core.commit"),),
-        _READS,
+        (
+            (
+                replication,
+                "replicate_all",
+                "core.rounds.begin(core.now), core.commit",
+                "core.rounds.newest, core.commit",
+            ),
+        ),
+        TWO_LEAD,
     ),
     Mutant(
         "a sync begun before a truncation counts for what came after",

@@ -7,7 +7,7 @@ remember, it votes once) is checked in `exhaustive.turn`. Here is what two or mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from coord.raft.roles import LEADER
@@ -65,17 +65,25 @@ def _committed(local: Local, group: Sequence[Local], history: History, harm_only
     if core.commit <= len(known):
         return history
     index = core.commit
-    require(core.role == LEADER or harm_only, f"{local.name} does not lead, and commits {index}, which nobody committed before")
+    require(
+        core.role == LEADER or harm_only,
+        f"{local.name} does not lead, and commits {index}, which nobody committed before",
+    )
     term = log_term(core.log, index)
-    require(term == core.term or harm_only, f"{local.name} leads term {core.term}, and commits {index} of term {term} by counting")
+    require(
+        term == core.term or harm_only,
+        f"{local.name} leads term {core.term}, and commits {index} of term {term} by counting",
+    )
     holders = [other.name for other in group if _same_up_to(other.disk.log, core.log, index)]
-    require(len(holders) >= MAJORITY or harm_only, f"{local.name} commits {index}, which only the disks of {holders} hold")
+    require(
+        len(holders) >= MAJORITY or harm_only, f"{local.name} commits {index}, which only the disks of {holders} hold"
+    )
     new = [(log_term(core.log, place) or 0, core.term) for place in range(len(known) + 1, index + 1)]
     return history._replace(committed=(*known, *new))
 
 
 def _leader_is_complete(local: Local, history: History) -> None:
-    """It holds all that was committed in earlier terms; an older leader, not yet aware of a newer one, may lack more."""
+    """It holds all that was committed up to its term. An older leader, not yet aware of a newer one, may lack more."""
     core = local.core
     if core.role != LEADER:
         return
@@ -87,7 +95,7 @@ def _leader_is_complete(local: Local, history: History) -> None:
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def differ_at(one: FrozenLog, other: FrozenLog) -> int:
     """Where two logs have an entry of the same term at the same index, they must be the same up to there: 0, or the
     index of one before which they are not."""

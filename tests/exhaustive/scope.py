@@ -28,13 +28,13 @@ class Scope:
     entries: int = 1
     #: All members' together.
     crashes: int = 0
-    #: Of one leader: the first comes with the election, each heartbeat and read begins another. When there were so many,
-    #: it sends no more heartbeats, and questions for a read to it are lost.
+    #: Of one leader: the first comes with the election, each heartbeat and read begins another. When there were so
+    #: many, it sends no more heartbeats, and questions for a read to it are lost.
     rounds: int = 1
     reads: int = 0
-    #: REAL: asked and answered like anything else. FREE: whoever asks may be told yes at any moment, whatever the others
-    #: think. That allows more than can happen, and costs less: a pre-vote changes nothing at the voter. INSTANT: likewise,
-    #: and within the very turn it was asked for, so nobody stays a pre-candidate.
+    #: REAL: asked and answered like anything else. FREE: whoever asks may be told yes at any moment, whatever the
+    #: others think. That allows more than can happen, and costs less: a pre-vote changes nothing at the voter. INSTANT:
+    #: likewise, and within the very turn it was asked for, so nobody stays a pre-candidate.
     pre_votes: str = FREE
     #: SLOW: the disk answers whenever it likes, and a crash loses any of what was asked of it since, from the end.
     #: INSTANT: it answers within the turn, or else the process ends there, and what this turn asked for is lost.
@@ -55,8 +55,8 @@ class Scope:
     harm_only: bool = False
     #: What is on the disks at first; fresh ones if not given.
     disks: tuple[FrozenDisk, ...] = (FrozenDisk((0, ""), (), 0),) * len(NAMES)
-    #: What happens first, so that the search begins deeper: "a stands", "a beats", "a proposes", "a syncs" (all that waits
-    #: is on disk), "a > b" (b hears all that a has said to it since it last did).
+    #: What happens first, so that the search begins deeper: "a stands", "a beats", "a proposes", "a syncs" (all that
+    #: waits is on disk), "a > b" (b hears all that a has said to it since it last did).
     opening: tuple[str, ...] = ()
 
     def settings(self) -> Settings:

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import NamedTuple
 
 from coord.raft.messages import (
@@ -232,7 +232,7 @@ class Search:
         # What those who have these names in a state were called at first.
         names = self._names[self._inverse[self._first()[1]]]
         story: list[Step] = []
-        for before, after in zip(line, line[1:], strict=False):
+        for before, after in pairwise(line):
             step, order = self._step_to(before, after)
             story.append(_renamed(step, names))
             back = self._names[self._inverse[order]]
@@ -302,7 +302,9 @@ class Search:
             try:
                 if turn.won:
                     self._nobody_else_led(place, turn.local.core.term, sent)
-                history = judge(turn, [self._members[member].local for member in group], history, harm_only=self.scope.harm_only)
+                history = judge(
+                    turn, [self._members[member].local for member in group], history, harm_only=self.scope.harm_only
+                )
             except Violation as violation:
                 raise FoundViolation([(place, effect.given)], violation) from violation
         return self._history(history)
@@ -454,7 +456,11 @@ class Search:
         if known < len(self._messages):
             for number in range(known, len(self._messages)):
                 _, to, message = self._messages[number]
-                if to == NAMES[place] and message[1] < term and (_dies_with_its_term(message) or not self.scope.old_messages):
+                if (
+                    to == NAMES[place]
+                    and message[1] < term
+                    and (_dies_with_its_term(message) or not self.scope.old_messages)
+                ):
                     bits |= 1 << number
             self._dead[place, term] = (len(self._messages), bits)
         return bits

@@ -58,14 +58,20 @@ class Story:
         name, what, *more = words.split()
         if what == ">":
             (to,) = more
-            heard = {line.step[1][2] for line in self.lines if line.step[0] == NAMES.index(to) and line.step[1][0] == "deliver"}
+            heard = {
+                line.step[1][2]
+                for line in self.lines
+                if line.step[0] == NAMES.index(to) and line.step[1][0] == "deliver"
+            }
             for sender, receiver, message in list(self.said):
                 if (sender, receiver) == (name, to) and (sender, message) not in heard:
                     self._step((NAMES.index(to), ("deliver", True, (sender, message))), free=False)
         else:
             place = NAMES.index(name)
             waiting = len(self.group[place].core._in_flight)
-            given = {"stands": ("timeout",), "beats": ("beat",), "proposes": ("propose",), "syncs": ("sync", waiting)}[what]
+            given = {"stands": ("timeout",), "beats": ("beat",), "proposes": ("propose",), "syncs": ("sync", waiting)}[
+                what
+            ]
             self._step((place, given), free=False)
             if what == "stands" and self.scope.pre_votes == FREE:
                 self._step((place, ("pre-vote",)), free=False)
@@ -186,11 +192,15 @@ def _describe_input(given: Input) -> str:
 
 def _describe_message(message: FrozenMessage) -> str:
     kind, *values = message
-    fields: list[Any] = [name for name in kind.__dataclass_fields__]
-    shown = [f"{name}={_log(value) if name == 'batches' else value}" for name, value in zip(fields, values, strict=True)]
+    fields: list[Any] = list(kind.__dataclass_fields__)
+    shown = [
+        f"{name}={_log(value) if name == 'batches' else value}" for name, value in zip(fields, values, strict=True)
+    ]
     return f"{kind.__name__}({', '.join(one for one in shown if not one.endswith('=False'))})"
 
 
 def _log(log: FrozenLog) -> str:
     """The terms of its entries, as in the paper."""
-    return "[" + " ".join(f"{first}:t{term}" + ("" if count == 1 else f"x{count}") for _, term, first, count in log) + "]"
+    return (
+        "[" + " ".join(f"{first}:t{term}" + ("" if count == 1 else f"x{count}") for _, term, first, count in log) + "]"
+    )

@@ -15,9 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from coord.raft.batch import Batch
+from coord.raft.batch import Batch, encode_entry
 from coord.raft.core import Core
-from coord.raft.log import Log
 from coord.raft.messages import (
     Append,
     AppendResponse,
@@ -33,7 +32,6 @@ from coord.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from coord.raft.batch import COMMANDS, encode_entry
 from coord.raft.roles import CANDIDATE, LEADER, PRE_CANDIDATE
 from exhaustive.frozen import (
     INCARNATIONS,
@@ -51,7 +49,6 @@ from exhaustive.frozen import (
     freeze_message,
     start,
     thaw,
-    thaw_log,
     thaw_message,
 )
 from exhaustive.scope import FREE, INSTANT, REAL, Scope
@@ -80,12 +77,12 @@ class Turn:
     local: Local
     sends: set[FrozenSend] = field(default_factory=set)
     #: It says so to `to`: (to, term, index, term of that entry); on its disk, or only in its log.
-    acknowledged: list[tuple[str, int, int, int | None]] = field(default_factory=list)
-    agreed: list[tuple[str, int, int, int | None]] = field(default_factory=list)
+    acknowledged: set[tuple[str, int, int, int | None]] = field(default_factory=set)
+    agreed: set[tuple[str, int, int, int | None]] = field(default_factory=set)
     #: (read, index)
-    reads: list[tuple[int, int]] = field(default_factory=list)
+    reads: set[tuple[int, int]] = field(default_factory=set)
     #: An index it answers another's read with.
-    told: list[int] = field(default_factory=list)
+    told: set[int] = field(default_factory=set)
     won: bool = False
     committed: bool = False
     log_changed: bool = False
@@ -94,7 +91,13 @@ class Turn:
     def claims(self) -> bool:
         """Is there anything that others could contradict?"""
         return bool(
-            self.acknowledged or self.agreed or self.reads or self.told or self.won or self.committed or self.log_changed
+            self.acknowledged
+            or self.agreed
+            or self.reads
+            or self.told
+            or self.won
+            or self.committed
+            or self.log_changed
         )
 
 
@@ -107,6 +110,8 @@ class Process:
         self._scope = scope
         #: Hard states that were durable at some moment of this turn.
         self._durable = [disk.hard_state]
+        #: Votes told in this turn, by term.
+        self._votes: dict[int, str] = {}
         self._made = Turn(None)  # type: ignore[arg-type]
 
     @classmethod
@@ -118,7 +123,7 @@ class Process:
         core = self.core
         forget_times(core)
         before = freeze(core, self.disk)
-        self._durable, self._made = [self.disk.hard_state], Turn(before)
+        self._durable, self._votes, self._made = [self.disk.hard_state], {}, Turn(before)
         restarted = given[0] in ("crash", "cut short")
         try:
             self._take_in(given[1] if given[0] == "cut short" else given)
@@ -187,6 +192,12 @@ class Process:
             seq = persist.seq
         return seq
 
+    def _keeps(self, term: int, vote: str) -> bool:
+        """Can it never vote for another in `term`? So it is when the disk knows this vote; or a newer term, as when it
+        heard of that within the turn of its vote."""
+        before = self._votes.setdefault(term, vote)
+        return before == vote and ((term, vote) in self._durable or self.disk.hard_state[0] > term)
+
     def _promise(self, condition: object, wrong: str) -> None:
         """Breaking it does no harm by itself."""
         require(condition or self._scope.harm_only, wrong)
@@ -215,7 +226,7 @@ class Process:
                 if isinstance(command, Send):
                     self._send(command)
                 elif isinstance(command, ReadOk):
-                    self._made.reads += [(number, command.index) for number in command.ids]
+                    self._made.reads |= {(number, command.index) for number in command.ids}
                 elif isinstance(command, Apply):
                     self._apply(command.batches)
                 elif isinstance(command, Halt):
@@ -238,9 +249,9 @@ class Process:
         told = type(message).__name__
         self._promise(term <= disk.hard_state[0], f"{told} in term {term}, its disk knows {disk.hard_state[0]}")
         if isinstance(message, VoteRequest):
-            self._promise((term, core.name) in self._durable, f"stands in term {term}, its disk says {self._durable}")
+            self._promise(self._keeps(term, core.name), f"stands in term {term}, its disk says {self._durable}")
         elif isinstance(message, VoteResponse) and message.granted:
-            self._promise((term, send.to) in self._durable, f"votes for {send.to} in {term}, its disk says {self._durable}")
+            self._promise(self._keeps(term, send.to), f"votes for {send.to} in {term}, its disk says {self._durable}")
         elif isinstance(message, Append | Heartbeat):
             self._promise(core.role == LEADER and core.term == term, f"{told} in term {term}, and does not lead in it")
         elif isinstance(message, AppendResponse) and message.success:
@@ -248,12 +259,14 @@ class Process:
             self._promise(held is not None, f"acknowledges {message.index}, its disk ends at {log_end(disk.log)}")
             if term == core.term:
                 known = core.log.term_at(message.index)
-                self._promise(held == known, f"acknowledges {message.index} of term {known}, its disk has one of {held}")
-            made.acknowledged.append((send.to, term, message.index, held))
+                self._promise(
+                    held == known, f"acknowledges {message.index} of term {known}, its disk has one of {held}"
+                )
+            made.acknowledged.add((send.to, term, message.index, held))
         elif isinstance(message, HeartbeatResponse) and message.verified:
-            made.agreed.append((send.to, term, message.verified, core.log.term_at(message.verified)))
+            made.agreed.add((send.to, term, message.verified, core.log.term_at(message.verified)))
         elif isinstance(message, ReadResponse) and message.index:
-            made.told.append(message.index)
+            made.told.add(message.index)
 
 
 def _check_step(before: Local, after: Local, *, restarted: bool) -> None:
@@ -318,10 +331,10 @@ def inputs(local: Local, scope: Scope, reads: int) -> list[Input]:
 def deliveries(local: Local, scope: Scope, sender: str, message: FrozenMessage) -> list[Input]:
     """In how many ways this message may arrive: at once, or late, where that can make a difference."""
     kind, reign = message[0], local.core.reign
-    if kind is ReadRequest and reign is not None:
+    if reign is not None and kind is ReadRequest:
         # Each time it arrives it begins another round, or waits once more: without bound, but for this.
-        if reign.rounds >= scope.rounds or (sender, message[2]) in reign.parked:
-            return []
+        full = reign.rounds >= scope.rounds or (sender, message[2]) in reign.parked
+        return [] if full else [("deliver", False, (sender, message))]
     if kind is VoteRequest:
         return [("deliver", late, (sender, message)) for late in ((False, True) if scope.stickiness else (True,))]
     if kind is HeartbeatResponse:

@@ -33,7 +33,6 @@ from simulation.mutation import (
     narrow_windows,
     pulled_snapshots,
     restarts,
-    sessions_end_in_office,
     silent_members,
     snapshots,
     watched_snapshots,
@@ -96,12 +95,6 @@ EXACTLY_ONCE = [
         (Outbox, "remote", "if now >= self._retry_at:", "if False:"),
         (Outbox, "deadline", "return self._retry_at", 'return float("inf")'),
         world=narrow_windows,
-    ),
-    mutant(
-        "word about an older stream of proposals counts for the newest",
-        "trap 31, of proposals",
-        (Outbox, "taken", "if stream != self._stream:", "if False:"),
-        world=sessions_end_in_office,
     ),
     mutant(
         "a member whose session was ended does not open another",

@@ -130,12 +130,17 @@ def late_turns(knobs: Knobs) -> None:
 
 
 def _fast_timers(knobs: Knobs) -> None:
+    """And hardware that is fast enough for them."""
     knobs.options |= {
         "heartbeat": 0.05,
         "election_timeout": (0.45, 0.9),
         "session_ttl": 1.8,
         "disk_stall_timeout": 0.45,
     }
+    conditions, hardware = knobs.conditions, knobs.hardware
+    conditions.delay, conditions.jitter = min(conditions.delay, 0.005), min(conditions.jitter, 0.02)
+    hardware.sync_time, hardware.turn_delay = min(hardware.sync_time, 0.05), min(hardware.turn_delay, 0.015)
+    hardware.timer_delay = min(hardware.timer_delay, 0.005)
 
 
 def one_by_one(knobs: Knobs) -> None:
@@ -274,13 +279,6 @@ def silent_members(knobs: Knobs) -> None:
     _fast_timers(knobs)
     knobs.partition_every, knobs.pause_every, knobs.crash_every, knobs.kill_new_leader = 1.0, 1.0, 2.0, 0.3
     knobs.think, knobs.clients = 0.05, 6
-
-
-def sessions_end_in_office(knobs: Knobs) -> None:
-    """A member's session ends while its leader stays, and what was said before arrives after."""
-    silent_members(knobs)
-    knobs.kill_new_leader, knobs.crash_every, knobs.pause_every, knobs.partition_every = 0.0, NEVER, 0.7, 1.0
-    knobs.conditions.hold, knobs.conditions.late, knobs.conditions.late_by = True, 0.3, 2.0
 
 
 def watched_snapshots(knobs: Knobs) -> None:

@@ -413,6 +413,43 @@ def the_membership_changes_one_step_at_a_time(seed: int) -> None:
     assert core.commit == 2 and core.history.latest_index == 3, f"{core.history.latest_index}, committed {core.commit}"
 
 
+def a_session_comes_and_goes_within_a_snapshot(seed: int) -> None:
+    """What a member wrote first has reached the leader, with the opening of its session; it hears of none of it, falls
+    silent until its session is over, and a snapshot takes it past all that. Its callers must be told, and it must be
+    able to write again, though the leader stays the same."""
+    knobs = quiet()
+    knobs.options |= {"snapshot_entries": 10, "max_batch_bytes": 300, "session_ttl": 6.0}
+    world = World(seed, knobs)
+    leader = leader_of(world)
+    let_pass(world, 1)
+    behind = next(name for name in world.names if name != leader.name)
+    others = [name for name in world.names if name != behind]
+    world.kill(behind, power=False)
+    world.network.cut([(name, behind) for name in others if name != leader.name])
+    world.revive(behind)
+    process = world.process(behind)
+    until(world, lambda: process.replica.core.leader == leader.name, "it follows")
+    # Asked to open its session, the leader does; the member hears nothing any more.
+    world.network.cut([(leader.name, behind)])
+    replies: list[Any] = []
+    process.propose(commands.put, ("k", b"1"), replies.append)
+    until(world, lambda: world.truth.machine.store.get("k"), "it is written")
+    world.network.cut(between([behind], others))
+    assert not process.replica.session_open and not replies
+    for _ in range(40):
+        world.write(leader, 3)
+        let_pass(world, 0.25)
+    assert not any(session.owner == behind for session in world.truth.machine.sessions.values())
+    term = leader.replica.core.term
+    world.network.heal()
+    until(world, lambda: process.replica.counters.snapshots_installed, "it is taken past all that")
+    until(world, lambda: replies, "its caller is told")
+    process.propose(commands.put, ("k", b"2"), replies.append)
+    until(world, lambda: len(replies) == 2, "it writes again")
+    assert isinstance(replies[0], OutcomeUnknown) and replies[1][0] == 0
+    assert leader.replica.core.term == term
+
+
 def a_lost_snapshot_is_not_offered_for_ever(seed: int) -> None:
     """The files of a leader's snapshots are gone, and a member needs one. It gets another, though nothing is written."""
     knobs = quiet()
@@ -562,6 +599,7 @@ def refusals_do_not_multiply(seed: int) -> None:
 
 
 STORIES = [
+    a_session_comes_and_goes_within_a_snapshot,
     a_lost_snapshot_is_not_offered_for_ever,
     a_watch_ahead_of_its_member,
     a_rotten_snapshot_is_not_handed_on_for_ever,

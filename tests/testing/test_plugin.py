@@ -210,7 +210,7 @@ def test_the_code_in_the_documentation_runs(tmp_path: Path) -> None:
     code, text = run(tmp_path, *PLUGIN)
     count = sum(max(1, block.count("def test_")) for block in found)
     assert (code, f"{count} passed" in text) == (0, True), text
-    assert len(found) == 4
+    assert len(found) == 5
 
 
 def test_what_the_documentation_names_exists() -> None:

@@ -32,7 +32,6 @@ from simulation.stories import (
     a_leader_whose_disk_hangs,
     a_question_gets_lost,
     come_and_gone,
-    hands_over_to_nobody,
     late_word_to_take_over,
     late_word_when_the_lease_is_back,
     longest_log_in_the_oldest_term,
@@ -41,6 +40,9 @@ from simulation.stories import (
     the_membership_changes_one_step_at_a_time,
 )
 from simulation.stories_of_disks import a_snapshot_leaves_what_follows_it
+from simulation.stories_of_members import (
+    hands_over_to_nobody,
+)
 
 _UP_TO_DATE = "(message.last_term, message.last_index) >= (core.log.last_term, core.log.last_index)"
 _ONE_VOTE = 'assert self.vote in ("", name), f"second vote in term {self.term}: {self.vote} then {name}"'
@@ -280,6 +282,7 @@ THE_LOG = [
         "trap 16",
         (Core, "persisted", "or send.message.term == self.term", "or True"),
         (replication, "_answered", "core.role != LEADER or term < core.term", "core.role != LEADER"),
+        world=late_answers,
     ),
     mutant(
         "the commit index falls",

@@ -39,11 +39,14 @@ from simulation.mutation import (
     wiped_disks,
 )
 from simulation.stories import (
-    a_delete_of_nothing,
-    a_session_lost_in_a_snapshot,
-    a_stranger_at_a_members_address,
     a_watch_after_a_restart,
     falls_due_in_an_idle_group,
+)
+from simulation.stories_of_members import (
+    a_delete_of_nothing,
+    a_session_ends_while_its_member_is_away,
+    a_session_lost_in_a_snapshot,
+    a_stranger_at_a_members_address,
     frames_go_astray,
     waits_for_its_first_commit,
 )
@@ -105,7 +108,7 @@ EXACTLY_ONCE = [
             "self._renew_session()\n    else:",
             "self._session_open = False\n    else:",
         ),
-        world=silent_members,
+        story=a_session_ends_while_its_member_is_away,
     ),
     mutant(
         "nobody looks for replies in a snapshot",

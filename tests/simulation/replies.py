@@ -72,7 +72,10 @@ class Replies:
         if reply[0] == _SESSION_ENDED:
             # No answer: of a session that was given up in this very batch, perhaps.
             return
-        session = process.replica.numbering.session
+        numbering = process.replica.numbering
+        session = numbering.session
+        if reply[0] == _STALE and sequence in numbering._open:
+            self._truth.fail(f"S2: {process.name} is told that it took the answer to {sequence}, and waits for it")
         known = self._truth.replies.get((session, sequence), [])
         if reply not in known:
             self._truth.fail(
@@ -83,6 +86,9 @@ class Replies:
         """The state, not only the replies."""
         machine, model = self._truth.machine, self._model
         found = {key: row[:6] for key, row in machine.store.view()[1].items()}
+        revision = model.changes[-1][0] if model.changes else 0
+        if machine.store.revision != revision:
+            self._truth.fail(f"M1: the revision at the end is {machine.store.revision}; the model says {revision}")
         names = ("value", "revision", "created", "version", "session", "expires_at")
         expected = {key: tuple(record[name] for name in names) for key, record in model.keys.items()}
         if found != expected or set(machine.sessions) != set(model.sessions):

@@ -187,10 +187,17 @@ class Rules:
 
     def _on_persist(self, process: Process, persist: Persist) -> None:
         core, log = process.replica.core, process.replica.core.log
+        view = self._world.disks[process.name].view
+        if persist.reset is not None:
+            self._require(
+                view.term_at(persist.reset.index) != persist.reset.term or view.last <= persist.reset.index,
+                f"drops what its log holds beyond snapshot {persist.reset.index}",
+                process,
+            )
         if persist.truncate_from is not None:
             self._truth.note("truncated")
             self._require(core.role != LEADER, "I2: a leader takes back what it appended", process)
-            index, view = persist.truncate_from, self._world.disks[process.name].view
+            index = persist.truncate_from
             held = view.term_at(index)
             if held is not None and index <= self._truth.committed:
                 self._require(
@@ -439,7 +446,8 @@ class Rules:
     def _majority_followed(self, term: int, since: float) -> bool:
         """Whatever answers were on their way before `since` prove nothing (trap 31)."""
         following = {name for name, (followed, at) in self._loyal.items() if followed == term and at >= since}
-        return self._truth.is_majority(len(following | {self._truth.leaders[term]}))
+        leader = self._truth.leaders.get(term)
+        return self._truth.is_majority(len(following | ({leader} if leader is not None else set())))
 
     def answered(self, process: Process, read: FlooredRead) -> None:
         """The caller is told that the local state is new enough."""

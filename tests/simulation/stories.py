@@ -31,8 +31,7 @@ from coord.raft.messages import (
 )
 from coord.raft.roles import LEADER
 from coord.raft.settings import Settings
-from coord.testing.chance import stream
-from coord.testing.disk import DATA, View
+from coord.testing.disk import View
 from coord.testing.network import Conditions, between
 from coord.testing.process import Process
 from coord.testing.simulation import Hardware
@@ -304,47 +303,6 @@ def a_leader_whose_disk_hangs(seed: int) -> None:
     assert leader_of(world, newer_than=leader.replica.core.term).name != leader.name
 
 
-def frames_go_astray(seed: int) -> None:
-    """Sockets reconnect to whoever answers at an address, so frames reach members they are not for (trap 48). While
-    several stand for election at once, somebody else's vote looks like one's own."""
-    knobs = quiet(kill_new_leader=1.0, crash_every=0.7, partition_every=1.5, notice=1.0)
-    knobs.chaos, knobs.clients = 8.0, 2
-    world, chance = World(seed, knobs), stream(seed, "astray")
-    deliver = world.network._deliver
-
-    def astray(target: str, source: str, frame: bytes) -> None:
-        deliver(target, source, frame)
-        other = chance.choice(world.names)
-        if other not in (target, source) and not world.calm:
-            deliver(other, source, frame)
-
-    world.network._deliver = astray
-    world.run()
-
-
-def a_stranger_at_a_members_address(seed: int) -> None:
-    """Before a member was ever heard, somebody of another group that goes by the same names answers at its address. It
-    must not be taken for that member, or the true one would be refused for ever (traps 47, 48)."""
-    world, elsewhere = World(seed, quiet()), World(seed + 1, quiet())
-    world.stay_dead.add("c")
-    world.kill("c")
-    leader = leader_of(world)
-    leader_of(elsewhere)
-    let_pass(world, 1.0)
-    let_pass(elsewhere, 1.0)
-    stranger = elsewhere.process("c").replica.identity
-    assert stranger.group_number and leader.replica.identity.group_number
-    for name in ("a", "b"):
-        world.network.send("c", name, encode(stranger, name, HeartbeatResponse(0, 0, 0)))
-    let_pass(world, 0.1)
-    world.write(leader, 1)
-    let_pass(world, 0.5)
-    world.stay_dead.discard("c")
-    world.revive("c")
-    late = world.process("c")
-    until(world, lambda: late.replica.machine.applied_index == world.truth.committed, "the true member takes part")
-
-
 def a_question_gets_lost(seed: int) -> None:
     """A follower's question for a read never arrives, and nobody there wants to read anything else: it asks again."""
     world = World(seed, quiet())
@@ -357,32 +315,6 @@ def a_question_gets_lost(seed: int) -> None:
     world.network.heal()
     let_pass(world, 3.0)
     assert answers == [None], "a read is never answered"
-
-
-def a_rotten_snapshot_is_not_handed_on_for_ever(seed: int) -> None:
-    """A member that fell behind pulls a snapshot whose bytes have rotted on the leader's disk. Nothing more is written,
-    so none would be taken in its place; the leader must take one all the same."""
-    knobs = quiet()
-    knobs.options |= {"snapshot_entries": 20, "max_batch_bytes": 300, "snapshot_chunk_bytes": 400}
-    world = World(seed, knobs)
-    leader = leader_of(world)
-    let_pass(world, 1)
-    behind = next(name for name in world.names if name != leader.name)
-    world.stay_dead.add(behind)
-    world.kill(behind)
-    for _ in range(30):
-        world.write(leader, 3)
-        let_pass(world, 0.2)
-    disk = world.disks[leader.name]
-    newest = [name for name in disk.names(DATA) if name.startswith("snapshot-")][-1]
-    world.atlas.harmed(leader.name, "rot")
-    disk.flip(f"{DATA}/{newest}", 100)
-    world.stay_dead.discard(behind)
-    world.revive(behind)
-    let_pass(world, 20)
-    process = world.process(behind)
-    assert process.replica.counters.snapshots_failed, "nobody noticed"
-    assert process.replica.machine.applied_index == world.truth.committed
 
 
 def the_membership_changes_one_step_at_a_time(seed: int) -> None:
@@ -450,30 +382,6 @@ def a_session_comes_and_goes_within_a_snapshot(seed: int) -> None:
     assert leader.replica.core.term == term
 
 
-def a_lost_snapshot_is_not_offered_for_ever(seed: int) -> None:
-    """The files of a leader's snapshots are gone, and a member needs one. It gets another, though nothing is written."""
-    knobs = quiet()
-    knobs.options |= {"snapshot_entries": 20, "max_batch_bytes": 300, "snapshot_chunk_bytes": 400}
-    world = World(seed, knobs)
-    leader = leader_of(world)
-    let_pass(world, 1)
-    behind = next(name for name in world.names if name != leader.name)
-    world.stay_dead.add(behind)
-    world.kill(behind)
-    for _ in range(30):
-        world.write(leader, 3)
-        let_pass(world, 0.2)
-    disk = world.disks[leader.name]
-    for name in disk.names(DATA):
-        if name.startswith("snapshot-"):
-            disk.unlink(f"{DATA}/{name}")
-    world.atlas.harmed(leader.name, "snapshots are gone")
-    world.stay_dead.discard(behind)
-    world.revive(behind)
-    let_pass(world, 20)
-    assert world.process(behind).replica.machine.applied_index == world.truth.committed
-
-
 def a_watch_ahead_of_its_member(seed: int) -> None:
     """Whoever watched elsewhere goes on at a member that is far behind. A snapshot takes that member past a delete of a
     key it never had, so it has nothing to tell of that; the watch must not go on as if nothing had been missed."""
@@ -507,75 +415,6 @@ def a_watch_ahead_of_its_member(seed: int) -> None:
     raise AssertionError(f"told {told} and no more, while k is gone")
 
 
-def a_delete_of_nothing(seed: int) -> None:
-    """What changes nothing makes no revision: who compares revisions would see a change that never was."""
-    world = World(seed, quiet())
-    leader, replies = leader_of(world), list[Any]()
-    world.write(leader, 1)
-    let_pass(world, 1.0)
-    before = leader.replica.machine.store.revision
-    leader.propose(commands.delete, ("nothing",), replies.append)
-    let_pass(world, 1.0)
-    after = {process.replica.machine.store.revision for process in world.alive()}
-    assert replies and after == {before}, f"revision {before} became {after}: {replies}"
-
-
-def waits_for_its_first_commit(seed: int) -> None:
-    """A key falls due under a new leader that has not yet committed anything, and so may not act on it: it waits, and
-    does not look again and again."""
-    world = World(seed, quiet())
-    leader = leader_of(world)
-    leader.propose(commands.put, ("t", b"x", False, 10**9), lambda reply: None)
-    let_pass(world, 0.2)
-    world.stay_dead.add(leader.name)
-    world.kill(leader.name)
-    until(world, lambda: any(other.replica.core.role == LEADER for other in world.alive()), "another leads")
-    world.network.cut(between(world.names, world.names))
-    before = world.timeline.count
-    let_pass(world, 2.5)
-    assert world.timeline.count - before < 1000, f"{world.timeline.count - before} events, all for nothing"
-
-
-def hands_over_to_nobody(seed: int) -> None:
-    """The member that is to take over is not there, and does not come back. The leader leads on (trap 35)."""
-    world, replies = World(seed, quiet()), list[Any]()
-    leader = leader_of(world)
-    target = next(name for name in world.names if name != leader.name)
-    world.stay_dead.add(target)
-    world.kill(target)
-    world.write(leader, 1)
-    let_pass(world, 0.1)
-    assert world.transfer(leader, target)
-    leader.propose(commands.put, ("k", b"x"), replies.append)
-    let_pass(world, 10.0)
-    assert replies, "ten seconds later the leader still takes no writes"
-
-
-def a_session_lost_in_a_snapshot(seed: int) -> None:
-    """A write is done, and its caller's member is cut off before it hears of it, until its session has ended and only a
-    snapshot is left of both. The caller must not be told anything certain, and the write not be done again."""
-    knobs, replies = quiet(), list[Any]()
-    knobs.options |= {"snapshot_entries": 5, "session_ttl": 6.0}
-    world = World(seed, knobs)
-    leader = leader_of(world)
-    let_pass(world, 1.0)
-    process = next(other for other in world.alive() if other is not leader)
-    log = leader.replica.core.log
-    before = log.last_index
-    process.propose(commands.put, ("once", b"x"), replies.append)
-    until(world, lambda: log.last_index > before, "the leader has it")
-    world.network.cut(between([process.name], [name for name in world.names if name != process.name]))
-    for _ in range(10):
-        let_pass(world, 1.0)
-        world.write(leader, 6)
-    world.network.heal()
-    until(world, lambda: process.replica.machine.applied_index == world.truth.committed, "it has caught up")
-    let_pass(world, 3.0)
-    done = [change.revision for change in world.truth.changes if change.key == "once"]
-    assert len(done) == 1, f"done {len(done)} times, at {done}"
-    assert [type(reply) for reply in replies] == [OutcomeUnknown], f"its caller is told {replies}"
-
-
 def refusals_do_not_multiply(seed: int) -> None:
     """Appends overtake each other on their way to a member that lags, so many are refused. An answer to something older
     must not begin the next attempt, or each refusal would cost another window of appends."""
@@ -600,9 +439,7 @@ def refusals_do_not_multiply(seed: int) -> None:
 
 STORIES = [
     a_session_comes_and_goes_within_a_snapshot,
-    a_lost_snapshot_is_not_offered_for_ever,
     a_watch_ahead_of_its_member,
-    a_rotten_snapshot_is_not_handed_on_for_ever,
     come_and_gone,
     a_damaged_member_promises_nothing,
     longest_log_in_the_oldest_term,
@@ -613,13 +450,7 @@ STORIES = [
     power_lost_after_a_lonely_mark,
     late_word_when_the_lease_is_back,
     a_leader_whose_disk_hangs,
-    frames_go_astray,
-    a_stranger_at_a_members_address,
     a_question_gets_lost,
     the_membership_changes_one_step_at_a_time,
-    a_delete_of_nothing,
-    waits_for_its_first_commit,
-    hands_over_to_nobody,
-    a_session_lost_in_a_snapshot,
     refusals_do_not_multiply,
 ]

@@ -14,7 +14,7 @@ from coord.raft.membership import membership_of
 from coord.raft.messages import Append, SnapshotMeta
 from coord.storage.snapshots import snapshot_name
 from coord.testing.disk import DATA, View
-from coord.testing.process import Crash
+from coord.testing.process import Crash, Process
 from simulation.stories import NAMES, batch, follower, leader_of, let_pass, persists, quiet, until
 from simulation.world import World
 
@@ -130,7 +130,56 @@ def power_lost_in_the_middle_of_writes(seed: int) -> None:
         until(world, partial(getattr, process, "dead"), "it loses power")
 
 
+def _left_behind(seed: int) -> tuple[World, str, str]:
+    """A leader whose log begins with a snapshot, and a member that is down and will need it: world and both names."""
+    knobs = quiet()
+    knobs.options |= {"snapshot_entries": 20, "max_batch_bytes": 300, "snapshot_chunk_bytes": 400}
+    world = World(seed, knobs)
+    leader = leader_of(world)
+    let_pass(world, 1)
+    behind = next(name for name in world.names if name != leader.name)
+    world.stay_dead.add(behind)
+    world.kill(behind)
+    for _ in range(30):
+        world.write(leader, 3)
+        let_pass(world, 0.2)
+    return world, leader.name, behind
+
+
+def _comes_back(world: World, behind: str) -> Process:
+    world.stay_dead.discard(behind)
+    world.revive(behind)
+    let_pass(world, 20)
+    process = world.process(behind)
+    assert process.replica.machine.applied_index == world.truth.committed, "it does not catch up"
+    return process
+
+
+def a_rotten_snapshot_is_not_handed_on_for_ever(seed: int) -> None:
+    """A member that fell behind pulls a snapshot whose bytes have rotted on the leader's disk. Nothing more is written,
+    so none would be taken in its place; the leader must take one all the same."""
+    world, leader, behind = _left_behind(seed)
+    disk = world.disks[leader]
+    newest = [name for name in disk.names(DATA) if name.startswith("snapshot-")][-1]
+    world.atlas.harmed(leader, "rot")
+    disk.flip(f"{DATA}/{newest}", 100)
+    assert _comes_back(world, behind).replica.counters.snapshots_failed, "nobody noticed"
+
+
+def a_lost_snapshot_is_not_offered_for_ever(seed: int) -> None:
+    """A leader's snapshot files are gone, and a member needs one. It gets another, though nothing is written."""
+    world, leader, behind = _left_behind(seed)
+    disk = world.disks[leader]
+    for name in disk.names(DATA):
+        if name.startswith("snapshot-"):
+            disk.unlink(f"{DATA}/{name}")
+    world.atlas.harmed(leader, "its snapshots are gone")
+    _comes_back(world, behind)
+
+
 DISK_STORIES = [
+    a_rotten_snapshot_is_not_handed_on_for_ever,
+    a_lost_snapshot_is_not_offered_for_ever,
     one_snapshot_rots,
     one_snapshot_fails,
     a_snapshot_knows_what_its_index_knew,

@@ -6,24 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from coord.raft.messages import Append, AppendResponse, Heartbeat, HeartbeatResponse, Send
-from simulation.stories import STORIES, batch, follower, persists
+from simulation.stories import STORIES
+from simulation.stories_of_disks import DISK_STORIES
+from simulation.stories_of_members import MEMBER_STORIES
 
 
-@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+@pytest.mark.parametrize("story", [*STORIES, *DISK_STORIES, *MEMBER_STORIES], ids=lambda story: story.__name__)
 @pytest.mark.parametrize("seed", range(10))
 def test_story(story: Callable[[int], None], seed: int) -> None:
     story(seed)
-
-
-def test_a_damaged_member_answers_no_leader() -> None:
-    """What it forgot may be a newer term. Its word would let an older leader commit, or confirm reads."""
-    core = follower(damage="entry 3 is corrupt")
-    core.step(1.0, "a", 1, Append(1, 0, 0, 0, 1, [batch(1, 1)]))
-    core.step(1.0, "a", 1, Heartbeat(1, 0, 2))
-    commands = core.take()
-    (persist,) = persists(commands)
-    core.persisted(1.1, persist.seq)
-    commands += core.take()
-    said = [command.message for command in commands if isinstance(command, Send)]
-    assert not [message for message in said if isinstance(message, AppendResponse | HeartbeatResponse)]

@@ -32,6 +32,8 @@ from simulation.truth import Truth
 
 #: How long a group may take to recover, in longest election timeouts.
 RECOVERY_TIMEOUTS = 10
+#: Bytes of uncommitted entries a leader may have, for it never to be short of room.
+_ROOMY = 1 << 20
 #: A leader that reaches no quorum steps down within so many longest election timeouts, by its own clock.
 _PATIENCE_TIMEOUTS = 1.5
 _LOOK_EVERY = 0.1
@@ -160,7 +162,10 @@ class World(Simulation):
         hardware, conditions = knobs.hardware, knobs.conditions
         turn = hardware.turn_delay + hardware.timer_delay
         one = 2 * (2 * hardware.sync_time + 3 * conditions.delay + turn) + 0.02
-        return one * (uncommitted + behind + waiting)
+        # What a leader has no room for is sent again only after a while; with tight limits that is every entry.
+        again = 4 * knobs.options.get("heartbeat", 0.15) / min(knobs.rates)
+        tight = knobs.options.get("max_uncommitted_bytes", _ROOMY) < _ROOMY
+        return one * (uncommitted + behind + waiting) + again * waiting * tight
 
     def _advance(self, until: float) -> None:
         if not self.timeline.run(until, _EVENTS_MAX):

@@ -487,7 +487,8 @@ def test_a_member_that_missed_more_than_the_log_keeps_gets_a_snapshot(
     assert late._running_loop().replica.counters.snapshots_installed >= 1
     assert late.config.get("k39") == "x" * 100 + "199"
     assert len(late.config) == 41
-    assert converged(*group.nodes.values()) == late.status().state_hash
+    # Not compared with a later look: a report of a hash may be applied in between.
+    assert converged(*group.nodes.values())
 
 
 def test_a_member_restarts_from_its_own_snapshot(directory: str) -> None:

@@ -164,7 +164,7 @@ class World(Simulation):
         one = 2 * (2 * hardware.sync_time + 3 * conditions.delay + turn) + 0.02
         # What a leader has no room for is sent again only after a while; with tight limits that is every entry.
         again = 4 * knobs.options.get("heartbeat", 0.15) / min(knobs.rates)
-        tight = knobs.options.get("max_uncommitted_bytes", _ROOMY) < _ROOMY
+        tight: bool = knobs.options.get("max_uncommitted_bytes", _ROOMY) < _ROOMY
         return one * (uncommitted + behind + waiting) + again * waiting * tight
 
     def _advance(self, until: float) -> None:

@@ -163,7 +163,7 @@ class World(Simulation):
         turn = hardware.turn_delay + hardware.timer_delay
         one = 2 * (2 * hardware.sync_time + 3 * conditions.delay + turn) + 0.02
         # What a leader has no room for is sent again only after a while; with tight limits that is every entry.
-        again = 4 * knobs.options.get("heartbeat", 0.15) / min(knobs.rates)
+        again: float = 4 * knobs.options.get("heartbeat", 0.15) / min(knobs.rates)
         tight: bool = knobs.options.get("max_uncommitted_bytes", _ROOMY) < _ROOMY
         return one * (uncommitted + behind + waiting) + again * waiting * tight
 

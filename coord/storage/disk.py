@@ -245,16 +245,18 @@ class DiskStorage:
 
     def _write_group(self, group: list[Persist]) -> None:
         """Group commit: one write and one sync for all of `group`, then it is durable."""
-        group, self._backlog = self._backlog + group, []
+        group, waiting = self._backlog + group, []
         append = self._log.append
         for at, persist in enumerate(group):
             try:
                 append(persist)
             except NoRoom:
                 # A disk out of room has not failed: what it said it has, it has. The rest waits, promised to nobody.
-                self._backlog, group = group[at:], group[:at]
+                group, waiting = group[:at], group[at:]
                 break
         self._log.commit()
+        # Only now: `full`, which others read, stays true while room is looked for in vain.
+        self._backlog = waiting
         if self.failure is None and group:
             self._durable = group[-1].seq
 

@@ -174,7 +174,7 @@ _PLACES: list[tuple[str, Any, str, str]] = [
     ("a lonely mark is synced before a new segment", WriteAheadLog, "_roll", "self._files.sync("),
     ("a segment is dropped", WriteAheadLog, "compact", "del self._segments"),
     ("a segment prepared in advance is too small", WriteAheadLog, "_set_room_aside", "self._files.close("),
-    ("a full disk makes the log wait", DiskStorage, "_write_group", "self._backlog, group = group[at:]"),
+    ("a full disk makes the log wait", DiskStorage, "_write_group", "group, waiting = group[:at]"),
     ("a full disk costs the reserve", Reserve, "give_up", "self.held = False"),
     ("a directory is formatted", directory, "open_directory", "assert 0 < found"),
     ("a compaction begins inside a batch", Log, "compact", "count -= 1"),

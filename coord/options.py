@@ -72,6 +72,10 @@ class Options:
     max_keys: int = 100_000
     #: Sessions open at a time; 10 000.
     max_sessions: int = 10_000
+    #: Requests for locks and elections that hold or wait, in all; 100 000. Beyond it only what ends some is accepted.
+    max_lock_requests: int = 100_000
+    #: Requests that wait for one lock; 1000. One more is a QueueFull. 0: nobody waits.
+    max_waiters: int = 1000
     #: Changes kept for watches that resume; 10 000. 0: a watch can only start from the present.
     history_revisions: int = 10_000
     #: Bytes of changes kept for watches that resume, whichever bound is met first; 16 MiB.
@@ -146,6 +150,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_state_bytes": (64 * KIB, 16 * GIB),
     "max_keys": (1, 10_000_000),
     "max_sessions": (16, 100_000),
+    "max_lock_requests": (1, 1_000_000),
+    "max_waiters": (0, 100_000),
     "history_revisions": (0, 10_000_000),
     "history_bytes": (0, 4 * GIB),
     "max_pending": (1, 1 << 20),

@@ -17,12 +17,13 @@ import msgpack
 from coord.machine.limits import Limits, read_limits
 
 # Operation numbers are for ever: they are in logs. 48 to 79 belong to the lock table.
-OPEN_SESSION, EXPIRE_SESSION, TICK, SET_LIMITS, REPORT_HASH = 1, 2, 3, 4, 5
+OPEN_SESSION, EXPIRE_SESSION, TICK, SET_LIMITS, REPORT_HASH, SET_EPOCH = 1, 2, 3, 4, 5, 6
 CLOSE_SESSION = 16
 PUT, DELETE, TRANSACTION = 32, 33, 34
+ACQUIRE, RELEASE, CANCEL, SET_VALUE, DOWNGRADE = 48, 49, 50, 51, 52
 
-#: Kinds of compare in a transaction. 2 is kept for "this hold still stands".
-COMPARE_REVISION = 1
+#: Kinds of compare in a transaction.
+COMPARE_REVISION, COMPARE_HOLD = 1, 2
 
 #: For `expected`: write whatever is there, and write only where nothing is.
 ANY, ABSENT = -1, 0
@@ -33,6 +34,16 @@ KEY_BYTES_MAX = 512
 OWNER_BYTES_MAX = 255
 OPERATIONS_MAX = 128
 COMPARES_MAX = 128
+LOCK_NAME_BYTES_MAX = 255
+LOCK_VALUE_BYTES_MAX = 4096
+#: How many may hold one semaphore.
+PERMITS_MAX = 1000
+#: Priorities of requests for a lock are from minus this to this.
+PRIORITY_MAX = 1000
+#: The longest a lock stays closed after its holder was lost, nanoseconds.
+LOCK_DELAY_MAX = 60 * 1_000_000_000
+#: An epoch has 24 bits.
+EPOCH_MAX = (1 << 24) - 1
 #: How far a sequence may be ahead of its low water. It bounds the replies a session can make the group remember, and
 #: since it needs no state, a duplicate can never be refused on one side of it and done on the other (trap 51).
 WINDOW = 1024
@@ -51,13 +62,14 @@ class BadCommand(ValueError):
 # Made by callers. Times are nanoseconds.
 
 
-def open_session(session: int, owner: str, instance: int, ttl: int, supersedes: bool) -> bytes:
+def open_session(session: int, owner: str, instance: int, ttl: int, supersedes: bool, gone: bool = False) -> bytes:
     """Open `session`, a random number from 1 to 2**64 - 1, for the member or client named `owner`.
 
     `instance` tells apart processes of one owner. With `supersedes`, an older session of the same owner ends in that
-    moment, with all it holds. Harmless to repeat.
+    moment, with all it holds. `gone`: the process of the older one is known to be dead, so the locks it held are free
+    without delay. Harmless to repeat.
     """
-    return _pack((OPEN_SESSION, session, owner, instance, ttl, supersedes))
+    return _pack((OPEN_SESSION, session, owner, instance, ttl, supersedes, gone))
 
 
 def expire_session(session: int, proposer_term: int) -> bytes:
@@ -79,6 +91,12 @@ def report_hash(owner: str, index: int, state_hash: int) -> bytes:
     """Tell all members that the one named `owner` had this state hash at `index`. Changes nothing: see
     `Machine.hash_reports`."""
     return _pack((REPORT_HASH, owner, index, state_hash))
+
+
+def set_epoch(epoch: int) -> bytes:
+    """Raise the epoch, which is in front of every token, to `epoch`, 1 to EPOCH_MAX; nothing if it is that already, or
+    more. No lock is granted before the first."""
+    return _pack((SET_EPOCH, epoch))
 
 
 def close_session(session: int, sequence: int, low_water: int) -> bytes:
@@ -118,6 +136,11 @@ def compare_revision(key: str, revision: int) -> Command:
     return (COMPARE_REVISION, key, revision)
 
 
+def compare_hold(name: str, session: int, request: int, token: int) -> Command:
+    """For `transaction`: request `request` of `session`, anybody's, holds the lock `name` with just this token."""
+    return (COMPARE_HOLD, name, session, request, token)
+
+
 def put_operation(key: str, value: bytes, ephemeral: bool = False, ttl: int = 0) -> Command:
     """For `transaction`: as `put`."""
     return (PUT, key, value, ephemeral, ttl)
@@ -126,6 +149,52 @@ def put_operation(key: str, value: bytes, ephemeral: bool = False, ttl: int = 0)
 def delete_operation(key: str) -> Command:
     """For `transaction`: as `delete`."""
     return (DELETE, key)
+
+
+def acquire(
+    session: int,
+    sequence: int,
+    low_water: int,
+    name: str,
+    shared: bool = False,
+    permits: int = 1,
+    priority: int = 0,
+    wait: bool = True,
+    delay: int = 0,
+    reclaim: bool = False,
+    value: bytes = b"",
+) -> bytes:
+    """Ask for the lock `name`; `sequence` is the request's number from then on.
+
+    Up to `permits` may hold it at a time, and all who ask must say the same; `shared` (with 1 permit) holds it together
+    with others who share. Higher priorities are served first. Without `wait` it is granted at once or not at all. If
+    the session is lost while it holds, the lock stays closed for `delay`; with `reclaim`, not to its own owner, who is
+    served before all who wait. `value` is for others to see.
+    """
+    return _pack((ACQUIRE, session, sequence, low_water, name, shared, permits, priority, wait, delay, reclaim, value))
+
+
+def release(
+    session: int, sequence: int, low_water: int, name: str, request: int, token: int, successor: str = ""
+) -> bytes:
+    """Give up the hold that `request` of this session has on `name` with this token. The first waiter of the owner
+    `successor` goes to the head of the queue before the next is served."""
+    return _pack((RELEASE, session, sequence, low_water, name, request, token, successor))
+
+
+def cancel(session: int, sequence: int, low_water: int, name: str, request: int) -> bytes:
+    """Make an end of `request` of this session for `name`, whether it waits, holds, or is still to come."""
+    return _pack((CANCEL, session, sequence, low_water, name, request))
+
+
+def set_value(session: int, sequence: int, low_water: int, name: str, request: int, token: int, value: bytes) -> bytes:
+    """Change what others see of the hold that `request` of this session has on `name` with this token."""
+    return _pack((SET_VALUE, session, sequence, low_water, name, request, token, value))
+
+
+def downgrade(session: int, sequence: int, low_water: int, name: str, request: int, token: int) -> bytes:
+    """Share the hold that `request` of this session has on `name` alone with this token. The answer has a new one."""
+    return _pack((DOWNGRADE, session, sequence, low_water, name, request, token))
 
 
 def check_key(key: object) -> None:
@@ -226,11 +295,11 @@ def _check_put_fields(key: object, value: object, ephemeral: object, ttl: object
 
 
 def _check_open(command: Command) -> None:
-    _need(len(command) == 6, "number of fields")
-    _, session, owner, instance, ttl, supersedes = command
+    _need(len(command) == 7, "number of fields")
+    _, session, owner, instance, ttl, supersedes, gone = command
     _need(_is_session(session) and _is_number(instance, 0, UNSIGNED_MAX), "session or instance")
     _need(is_text(owner, OWNER_BYTES_MAX), "owner")
-    _need(_is_number(ttl, 1) and type(supersedes) is bool, "ttl or supersedes flag")
+    _need(_is_number(ttl, 1) and type(supersedes) is type(gone) is bool, "ttl, supersedes or gone flag")
 
 
 def _check_expire(command: Command) -> None:
@@ -252,6 +321,10 @@ def _check_limits(command: Command) -> None:
 def _check_report(command: Command) -> None:
     _need(len(command) == 4 and is_text(command[1], OWNER_BYTES_MAX), "owner")
     _need(_is_number(command[2], 1) and _is_number(command[3], 0, UNSIGNED_MAX), "index or state hash")
+
+
+def _check_epoch(command: Command) -> None:
+    _need(len(command) == 2 and _is_number(command[1], 1, EPOCH_MAX), "epoch")
 
 
 def _check_close(command: Command) -> None:
@@ -278,9 +351,7 @@ def _check_transaction(command: Command) -> None:
     _need(type(compares) is tuple and len(compares) <= COMPARES_MAX, "compares")
     _need(type(operations) is tuple and len(operations) <= OPERATIONS_MAX, "operations")
     for compare in compares:
-        _need(type(compare) is tuple and len(compare) == 3, "compare")
-        _need(type(compare[0]) is int and compare[0] == COMPARE_REVISION, "kind of compare")
-        _need(is_text(compare[1], KEY_BYTES_MAX) and _is_number(compare[2], ABSENT), "compare")
+        _check_compare(compare)
     keys = set()
     for operation in operations:
         _need(type(operation) is tuple and len(operation) >= 2 and type(operation[0]) is int, "operation")
@@ -293,14 +364,78 @@ def _check_transaction(command: Command) -> None:
     _need(len(keys) == len(operations), "operations: one key twice")
 
 
+def _check_compare(compare: object) -> None:
+    if type(compare) is not tuple or len(compare) < 3 or type(compare[0]) is not int:
+        raise BadCommand("bad compare")
+    if compare[0] == COMPARE_REVISION:
+        _need(len(compare) == 3 and is_text(compare[1], KEY_BYTES_MAX) and _is_number(compare[2], ABSENT), "compare")
+    else:
+        _need(compare[0] == COMPARE_HOLD and len(compare) == 5, "kind of compare")
+        _need(is_text(compare[1], LOCK_NAME_BYTES_MAX) and _is_session(compare[2]), "lock or session of a hold")
+        _need(_is_number(compare[3], 1) and _is_number(compare[4], 1), "request or token of a hold")
+
+
+def _check_acquire(command: Command) -> None:
+    _check_sender(command, 12)
+    _, _, _, _, name, shared, permits, priority, wait, delay, reclaim, value = command
+    if not is_text(name, LOCK_NAME_BYTES_MAX):
+        raise BadCommand("bad lock name")
+    if not (type(shared) is type(wait) is type(reclaim) is bool):
+        raise BadCommand("bad flag of a lock request")
+    if not (type(permits) is int and 1 <= permits <= (1 if shared else PERMITS_MAX)):
+        raise BadCommand("bad permits")
+    if not (type(priority) is type(delay) is int and -PRIORITY_MAX <= priority <= PRIORITY_MAX):
+        raise BadCommand("bad priority or delay")
+    if not (0 <= delay <= LOCK_DELAY_MAX and is_lock_value(value)):
+        raise BadCommand("bad delay or lock value")
+
+
+def is_lock_value(field: object) -> bool:
+    """Tell whether this can be the value of a hold."""
+    return type(field) is bytes and len(field) <= LOCK_VALUE_BYTES_MAX
+
+
+def _check_hold(command: Command, length: int) -> None:
+    """Its first fields say whose hold, of what, with which token."""
+    _check_sender(command, length)
+    _need(is_text(command[4], LOCK_NAME_BYTES_MAX), "lock name")
+    _need(_is_number(command[5], 1) and _is_number(command[6], 1), "request or token")
+
+
+def _check_release(command: Command) -> None:
+    _check_hold(command, 8)
+    successor = command[7]
+    _need(type(successor) is str and (not successor or is_text(successor, OWNER_BYTES_MAX)), "successor")
+
+
+def _check_cancel(command: Command) -> None:
+    _check_sender(command, 6)
+    _need(is_text(command[4], LOCK_NAME_BYTES_MAX) and _is_number(command[5], 1), "lock name or request")
+
+
+def _check_set_value(command: Command) -> None:
+    _check_hold(command, 8)
+    _need(is_lock_value(command[7]), "lock value")
+
+
+def _check_downgrade(command: Command) -> None:
+    _check_hold(command, 7)
+
+
 _CHECKS: dict[int, Callable[[Command], None]] = {
     OPEN_SESSION: _check_open,
     EXPIRE_SESSION: _check_expire,
     TICK: _check_tick,
     SET_LIMITS: _check_limits,
     REPORT_HASH: _check_report,
+    SET_EPOCH: _check_epoch,
     CLOSE_SESSION: _check_close,
     PUT: _check_put,
     DELETE: _check_delete,
     TRANSACTION: _check_transaction,
+    ACQUIRE: _check_acquire,
+    RELEASE: _check_release,
+    CANCEL: _check_cancel,
+    SET_VALUE: _check_set_value,
+    DOWNGRADE: _check_downgrade,
 }

@@ -19,6 +19,7 @@ _RECORD = struct.Struct("<QQQQQH")
 _RECORD_HASH = blake2b(digest_size=8, person=b"record")
 _SESSION_HASH = blake2b(digest_size=8, person=b"session")
 _ENDED_HASH = blake2b(digest_size=8, person=b"ended")
+_LOCK_HASH = blake2b(digest_size=8, person=b"lock")
 _STATE_HASH = blake2b(digest_size=8, person=b"state")
 
 
@@ -42,6 +43,13 @@ def ended_digest(session: int, index: int) -> int:
     """Digest of the memory that `session` ended at `index`."""
     hasher = _ENDED_HASH.copy()
     hasher.update(struct.pack("<QQ", session, index))
+    return int.from_bytes(hasher.digest(), "little")
+
+
+def lock_digest(row: tuple[object, ...]) -> int:
+    """Digest of a lock: its permits, delays, holders and waiters, in their order."""
+    hasher = _LOCK_HASH.copy()
+    hasher.update(msgpack.packb(row))
     return int.from_bytes(hasher.digest(), "little")
 
 

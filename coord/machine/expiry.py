@@ -1,4 +1,4 @@
-"""When config keys fall due: a heap of times, cleaned as it is read."""
+"""When what has a name falls due, config keys and delays of locks: a heap of times, cleaned as it is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from heapq import heapify, heappop, heappush
 
 
 class Expiry:
-    """Which keys end at which cluster time.
+    """Which keys (or locks' delays) end at which cluster time.
 
     Invariant: every (time, key) of `_times` is in `_heap`, and the heap is never much more than twice as long.
     """

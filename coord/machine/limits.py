@@ -17,12 +17,14 @@ _RANGES = {
     "state_bytes": (0, 1 << 40),
     "keys": (0, 10_000_000),
     "sessions": (1, 100_000),
+    "lock_requests": (1, 1_000_000),
+    "waiters": (0, 100_000),
 }
 
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """A write that would leave the state over one of these is refused; deletes, closes and expiries always pass.
+    """A command that would leave the state over one of these is refused; what only frees room always passes.
 
     All members must start from equal ones: they are part of the state hash. Raises ValueError out of range.
     """
@@ -37,6 +39,10 @@ class Limits:
     keys: int = 100_000
     #: Number of live sessions; 1 to 100,000.
     sessions: int = 10_000
+    #: Requests for locks, those that hold and those that wait together; 1 to 1 million.
+    lock_requests: int = 100_000
+    #: Requests that wait for one lock; up to 100,000.
+    waiters: int = 1000
 
     def __post_init__(self) -> None:
         for field in fields(self):

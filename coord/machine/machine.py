@@ -1,19 +1,20 @@
 """The machine: takes committed commands one at a time, and is the same on every member after each.
 
 The way in for drivers. What a command looks like is in `coord.machine.commands`, what it is answered with in
-`coord.machine.replies`. One thread calls; only `store`'s reading methods are for all.
+`coord.machine.replies`. One thread calls; only what `store` and `locks` offer to any thread is for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from coord.machine import commands, replies
+from coord.machine import commands, lock_commands, replies
 from coord.machine.cluster_clock import ClusterClock
 from coord.machine.commands import BadCommand, Command
 from coord.machine.config_store import ConfigStore, key_bytes
 from coord.machine.history import BYTES_MAX, REVISIONS_MAX, History
 from coord.machine.limits import Limits, read_limits
+from coord.machine.lock_table import LockEvent, LockTable
 from coord.machine.records import Change, Row, Write, changes_of, make_row
 from coord.machine.replies import Reply
 from coord.machine.sessions import CLOSED, EXPIRED, REPLY_VALUE_BYTES_MAX, SUPERSEDED, Session, SessionTable
@@ -21,6 +22,8 @@ from coord.machine.snapshot import Cut, State, read_state
 
 #: How many keys one tick removes at most, so that none holds up the driver; `next_due` then asks for another at once.
 TICK_KEYS_MAX = 1000
+#: The same for locks whose delay has passed.
+TICK_LOCKS_MAX = 1000
 
 #: How many indexes hash reports are kept for.
 HASH_REPORTS_MAX = 4
@@ -54,6 +57,7 @@ class Machine:
         self.hash_reports: dict[int, dict[str, int]] = {}
         self.hash_report_count = 0
         self.store = ConfigStore()
+        self.locks = LockTable()
         self._clock = ClusterClock()
         self._sessions = SessionTable()
         self._history = History(history_revisions, history_bytes)
@@ -65,6 +69,11 @@ class Machine:
     def time(self) -> int:
         """Cluster time, nanoseconds."""
         return self._clock.now
+
+    @property
+    def epoch(self) -> int:
+        """What every token begins with; 0 before the first is set, and until then no lock is granted."""
+        return self.locks.epoch
 
     @property
     def sessions(self) -> dict[int, Session]:
@@ -91,7 +100,8 @@ class Machine:
 
     def next_due(self) -> int | None:
         """The cluster time at which a tick is wanted, or None."""
-        return self.store.next_due()
+        keys, locks = self.store.next_due(), self.locks.next_due()
+        return keys if locks is None else locks if keys is None else min(keys, locks)
 
     @property
     def compacted(self) -> int:
@@ -113,6 +123,10 @@ class Machine:
     def take_session_events(self) -> list[tuple[int, str]]:
         """Return (session, sessions.OPENED, CLOSED, EXPIRED or SUPERSEDED) since the last call. Call it every turn."""
         return self._sessions.take_events()
+
+    def take_lock_events(self) -> list[LockEvent]:
+        """Return what happened to requests for locks since the last call, oldest first. Call it every turn."""
+        return self.locks.take_events()
 
     # -- applying
 
@@ -140,6 +154,8 @@ class Machine:
             self._expire_session(index, term, command)
         elif operation == commands.TICK:
             self._tick(index)
+        elif operation == commands.SET_EPOCH:
+            self._set_epoch(index, command)
         elif operation == commands.REPORT_HASH:
             self._report_hash(command)
         else:
@@ -172,6 +188,8 @@ class Machine:
             reply = self._delete(index, session, command)
         elif operation == commands.TRANSACTION:
             reply = self._transaction(index, session, command)
+        elif operation >= commands.ACQUIRE:
+            reply = lock_commands.apply(self.locks, session, self.limits, index, self._clock.now, command)
         else:
             assert operation == commands.CLOSE_SESSION, f"operation {operation} is decoded but not applied"
             return id, sequence, (replies.OK, index, self._end_session(index, session, CLOSED))
@@ -182,7 +200,7 @@ class Machine:
     # -- sessions, clock, limits
 
     def _open_session(self, index: int, command: Command) -> Reply:
-        _, id, owner, instance, ttl, supersedes = command
+        _, id, owner, instance, ttl, supersedes, gone = command
         table = self._sessions
         session = table.live.get(id)
         if session is not None:
@@ -197,7 +215,7 @@ class Machine:
         if len(table.live) - (older is not None) >= self.limits.sessions:
             return replies.QUOTA, "sessions", self.limits.sessions
         if older is not None:
-            self._end_session(index, older, SUPERSEDED)
+            self._end_session(index, older, SUPERSEDED, gone)
         table.add(Session(id, owner, instance, ttl, index))
         return replies.OK, index, 0
 
@@ -207,10 +225,15 @@ class Machine:
         if session is not None and proposer_term == term:
             self._end_session(index, session, EXPIRED)
 
-    def _end_session(self, index: int, session: Session, event: str) -> int:
-        """End it, and its ephemeral keys in the same revision: deleted, never adopted. Return how many."""
+    def _end_session(self, index: int, session: Session, event: str, gone: bool = True) -> int:
+        """End it, and its ephemeral keys in the same revision: deleted, never adopted. Return how many. In the same
+        entry its locks go to the next; with delay, if its process may still be at work: `gone` says it is not."""
         writes: list[Write] = [(key, self.store.row(key), None) for key in sorted(session.keys)]
         self._commit(index, writes, self.store.sizes_after(writes)[0])
+        if session.requests:
+            delayed = event == EXPIRED or not gone
+            self.locks.end_session(session.id, session.requests.items(), delayed, index, self._clock.now)
+            session.requests.clear()
         self._sessions.end(session, index, event)
         return len(writes)
 
@@ -218,6 +241,13 @@ class Machine:
         due = self.store.take_due(self._clock.now, TICK_KEYS_MAX)
         writes: list[Write] = [(key, self.store.row(key), None) for key in due]
         self._commit(index, writes, self.store.sizes_after(writes)[0])
+        self.locks.tick(index, self._clock.now, TICK_LOCKS_MAX)
+
+    def _set_epoch(self, index: int, command: Command) -> None:
+        _, epoch = command
+        if epoch > self.locks.epoch:
+            self.locks.epoch = epoch
+            self.locks.pump_all(index, self._clock.now)
 
     def _report_hash(self, command: Command) -> None:
         _, owner, index, state_hash = command
@@ -252,7 +282,12 @@ class Machine:
 
     def _transaction(self, index: int, session: Session, command: Command) -> Reply:
         _, _, _, _, compares, operations = command
-        for _, key, expected in compares:
+        for compare in compares:
+            if compare[0] == commands.COMPARE_HOLD:
+                if not self.locks.stands(*compare[1:]):
+                    return replies.HOLD_GONE, compare[1]
+                continue
+            _, key, expected = compare
             before = self.store.row(key)
             if (0 if before is None else before[1]) != expected:
                 return self._conflict(session, key, before)
@@ -329,10 +364,19 @@ class Machine:
     # -- snapshots
 
     def _state(self) -> State:
-        return State(self.applied_index, self._clock.now, self.limits, self.limits_index, self._sessions, self.store)
+        return State(
+            self.applied_index,
+            self._clock.now,
+            self.limits,
+            self.limits_index,
+            self._sessions,
+            self.store,
+            self.locks,
+        )
 
     def cut(self) -> Cut:
-        """Return the state as it is now, to be encoded later and elsewhere. Takes about 25 ns for each key."""
+        """Return the state as it is now, to be encoded later and elsewhere. Takes about 25 ns for each key, and 100 for
+        each lock."""
         return Cut(self._state())
 
     def restore(self, chunks: Iterable[bytes]) -> None:
@@ -361,3 +405,4 @@ class Machine:
         self.limits, self.limits_index = state.limits, state.limits_index
         self.applied_index = state.index
         self.store.become(state.store)
+        self.locks.become(state.locks)

@@ -1,7 +1,7 @@
 """Sessions: who may write, which replies they may still ask for again, and which sessions are over.
 
 When a session ends is not decided here, but by the leader's clock and a committed command. What else ends with it (its
-ephemeral keys) is `coord.machine.machine`'s to remove.
+ephemeral keys, its locks) is `coord.machine.machine`'s to remove.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Session:
         "owner",
         "replies",
         "reply_value_bytes",
+        "requests",
         "ttl",
     )
 
@@ -57,6 +58,9 @@ class Session:
         self.reply_value_bytes = 0
         #: Its ephemeral config keys. Only ever read in sorted order.
         self.keys: set[str] = set()
+        #: Its requests that wait for or hold a lock: sequence of the request, name of the lock. Nothing may depend on
+        #: their order.
+        self.requests: dict[int, str] = {}
         #: Its share of the table's digest when that was last asked for.
         self.digest = 0
 

@@ -2,11 +2,18 @@
 
 Layout: the magic, a format version byte, then frames: length 4 (little endian) | msgpack array of rows. The rows are::
 
-    header       applied index, time, limits, limits index, config revision, state hash, and how many there are of
+    header       applied index, time, limits, limits index, config revision, epoch, state hash, and how many there
+                 are of
     sessions     id, owner, instance, ttl, opened, low water          by id
     replies      session, sequence, reply                             by session and sequence
     ended        session, index                                       by index
     records      key, value, revision, created, version, session, expires at      by key
+    locks        name, permits                                        by name
+    delays       lock, slot, not before, not before for shared requests, owner that was lost      by lock and slot
+    holds        lock, session, request, shared, slot, token, delay, value, granted at, granted
+                 by lock, then as they were granted
+    waiting      lock, session, request, shared, priority, delay, value, asked at, asked
+                 by lock, then as they will be granted
 
 The order is fixed and the history of changes is left out, so members that cut at one index make equal bytes, whatever
 each went through. Reading believes nothing: it checks every field and then the state hash.
@@ -25,12 +32,13 @@ from coord.machine import commands, limits
 from coord.machine.cluster_clock import TIME_MAX
 from coord.machine.config_store import ConfigStore
 from coord.machine.digests import record_digest, state_digest
+from coord.machine.lock_table import EPOCH_SHIFT, Delay, Hold, LockTable, Waiting
 from coord.machine.records import Row
 from coord.machine.replies import is_reply
 from coord.machine.sessions import ENDED_MAX, Session, SessionTable
 
 MAGIC = b"coord state"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: Bytes in a chunk, about: small enough that encoding one does not hold up the host's other threads.
 CHUNK_BYTES = 256 << 10
 #: No longer frame is believed: a chunk, and a row that did not quite fit, with the largest value in it.
@@ -54,6 +62,7 @@ class State:
     limits_index: int
     sessions: SessionTable
     store: ConfigStore
+    locks: LockTable
 
     def digest(self) -> int:
         """The 64-bit hash of all of it."""
@@ -65,6 +74,8 @@ class State:
             self.store.revision,
             self.sessions.digest(),
             self.store.digest(),
+            self.locks.epoch,
+            self.locks.digest(),
         )
         return state_digest(row)
 
@@ -72,7 +83,7 @@ class State:
 class Cut:
     """The state as it was at one index. Later commands do not change it; any one thread may encode it."""
 
-    __slots__ = ("_ended", "_header", "_keys", "_rows", "_sessions", "index", "state_hash", "time")
+    __slots__ = ("_ended", "_header", "_keys", "_locks", "_rows", "_sessions", "index", "state_hash", "time")
 
     def __init__(self, state: State) -> None:
         self.index = state.index
@@ -83,11 +94,16 @@ class Cut:
         live = state.sessions.live
         self._sessions = [(session.row(), session.replies.copy()) for _, session in sorted(live.items())]
         self._ended = list(state.sessions.ended.items())
+        self._locks = state.locks.copy()
         counts = (
             len(self._sessions),
             sum(len(replies) for _, replies in self._sessions),
             len(self._ended),
             len(self._rows),
+            len(self._locks.locks),
+            len(self._locks.delays),
+            len(self._locks.holds),
+            sum(map(len, self._locks.queues)),
         )
         self._header = (
             self.index,
@@ -95,6 +111,7 @@ class Cut:
             state.limits.row(),
             state.limits_index,
             revision,
+            state.locks.epoch,
             self.state_hash,
             *counts,
         )
@@ -126,6 +143,7 @@ class Cut:
             record = self._rows.get(key)
             if record is not None:
                 yield key, *record[:6]
+        yield from self._locks.rows()
 
 
 def read_state(chunks: Iterable[bytes]) -> State:
@@ -133,11 +151,12 @@ def read_state(chunks: Iterable[bytes]) -> State:
     touches nothing else: any thread may do it."""
     rows = _rows_of(_Source(chunks))
     header = next(rows, None)
-    _check(type(header) is tuple and len(header) == 10, "header")
+    _check(type(header) is tuple and len(header) == 15, "header")
     assert header is not None
-    index, time, limits_row, limits_index, revision, state_hash, *counts = header
+    index, time, limits_row, limits_index, revision, epoch, state_hash, *counts = header
     _check(_is_number(index, 0) and _is_number(time, 0, TIME_MAX), "index or time")
     _check(_is_number(limits_index, 0, index) and _is_number(revision, 0, index), "limits index or revision")
+    _check(_is_number(epoch, 0, commands.EPOCH_MAX), "epoch")
     _check(_is_number(state_hash, 0, commands.UNSIGNED_MAX) and all(_is_number(n, 0) for n in counts), "header")
     try:
         in_force = limits.read_limits(limits_row)
@@ -145,9 +164,10 @@ def read_state(chunks: Iterable[bytes]) -> State:
         raise DamagedState(f"bad limits: {error}") from error
     sessions = _read_sessions(rows, index, *counts[:3])
     records = _read_records(rows, revision, sessions.live, counts[3])
+    locks = _read_locks(rows, index, time, epoch, sessions.live, counts[4:])
     if next(rows, None) is not None:
         raise DamagedState("it goes on after its end")
-    state = State(index, time, in_force, limits_index, sessions, ConfigStore(revision, records))
+    state = State(index, time, in_force, limits_index, sessions, ConfigStore(revision, records), locks)
     if state.digest() != state_hash:
         raise DamagedState(f"its contents hash to {state.digest():#x}, its header says {state_hash:#x}")
     return state
@@ -270,3 +290,103 @@ def _read_records(rows: Iterator[Any], newest: int, sessions: dict[int, Session]
         records[key] = (value, revision, created, version, session, expires_at, digest)
         previous = key
     return records
+
+
+@dataclass(slots=True)
+class _Lock:
+    """A lock, while its parts are read."""
+
+    permits: int
+    delays: dict[int, Delay]
+    holders: list[Hold]
+    queue: list[Waiting]
+
+
+def _read_locks(
+    rows: Iterator[Any], index: int, time: int, epoch: int, sessions: dict[int, Session], counts: list[int]
+) -> LockTable:
+    locks: dict[str, _Lock] = {}
+    previous = ""
+    for name, permits in _take(rows, counts[0], 2, "lock"):
+        _check(commands.is_text(name, commands.LOCK_NAME_BYTES_MAX) and previous < name, "name of a lock")
+        _check(_is_number(permits, 1, commands.PERMITS_MAX), "permits of a lock")
+        locks[name] = _Lock(permits, {}, [], [])
+        previous = name
+    _read_delays(rows, counts[1], locks, time)
+    _read_holds(rows, counts[2], locks, sessions, (index, time, epoch))
+    _read_waiting(rows, counts[3], locks, sessions, (index, time))
+    table = LockTable(epoch)
+    for name, lock in locks.items():
+        _check(bool(lock.delays or lock.holders or lock.queue), "lock that nobody needs")
+        table.restore(name, lock.permits, lock.delays, lock.holders, lock.queue)
+    return table
+
+
+def _read_delays(rows: Iterator[Any], count: int, locks: dict[str, _Lock], time: int) -> None:
+    place = ("", 0)
+    for name, slot, not_before, not_before_shared, owner in _take(rows, count, 5, "delay"):
+        lock = _find_lock(locks, name, place[0])
+        _check(_is_number(slot, 0, lock.permits - 1), "slot of a delay")
+        _check(place < (name, slot), "order of delays")
+        _check(_is_number(not_before, 1, TIME_MAX) and _is_number(not_before_shared, 0, not_before), "delay")
+        _check(not_before_shared == not_before or not_before_shared <= time, "delay")
+        _check(commands.is_text(owner, commands.OWNER_BYTES_MAX), "owner of a delay")
+        lock.delays[slot] = (not_before, not_before_shared, owner)
+        place = (name, slot)
+
+
+def _find_lock(locks: dict[str, _Lock], name: object, previous: str) -> _Lock:
+    """The lock that a row is of, which must not be before that of the row before."""
+    _check(type(name) is str and name in locks and previous <= name, "lock of a request or delay")
+    assert isinstance(name, str)
+    return locks[name]
+
+
+def _read_request(session: object, request: object, name: str, sessions: dict[int, Session]) -> Session:
+    """Note a request with its session, and return that."""
+    _check(_is_number(session, 1, commands.UNSIGNED_MAX) and session in sessions, "session of a request")
+    assert isinstance(session, int)
+    found = sessions[session]
+    _check(_is_number(request, 1) and request not in found.requests, "number of a request")
+    assert isinstance(request, int)
+    found.requests[request] = name
+    return found
+
+
+def _read_holds(
+    rows: Iterator[Any], count: int, locks: dict[str, _Lock], sessions: dict[int, Session], now: tuple[int, int, int]
+) -> None:
+    index, time, epoch = now
+    taken: dict[tuple[str, int], Hold] = {}
+    previous = ""
+    for row in _take(rows, count, 10, "hold"):
+        name, id, request, shared, slot, token, delay, value, granted_at, granted = row
+        lock = _find_lock(locks, name, previous)
+        session = _read_request(id, request, name, sessions)
+        _check(type(shared) is bool and (not shared or lock.permits == 1), "mode of a hold")
+        _check(_is_number(slot, 0, lock.permits - 1), "slot of a hold")
+        _check(_is_number(token, 1 << EPOCH_SHIFT, (epoch << EPOCH_SHIFT) + index), "token")
+        _check(_is_number(delay, 0, commands.LOCK_DELAY_MAX) and commands.is_lock_value(value), "hold")
+        _check(_is_number(granted_at, 0, time) and _is_number(granted, 1, index), "grant of a hold")
+        hold = Hold(name, id, request, session.owner, shared, slot, token, delay, value, granted_at, granted)
+        other = taken.setdefault((name, slot), hold)
+        _check(other is hold or (shared and other.shared and token == other.token), "hold of a slot that is taken")
+        lock.holders.append(hold)
+        previous = name
+
+
+def _read_waiting(
+    rows: Iterator[Any], count: int, locks: dict[str, _Lock], sessions: dict[int, Session], now: tuple[int, int]
+) -> None:
+    index, time = now
+    previous = ""
+    for row in _take(rows, count, 9, "waiting request"):
+        name, id, request, shared, priority, delay, value, asked_at, asked = row
+        lock = _find_lock(locks, name, previous)
+        session = _read_request(id, request, name, sessions)
+        _check(type(shared) is bool and (not shared or lock.permits == 1), "mode of a request")
+        _check(_is_number(priority, -commands.PRIORITY_MAX, commands.PRIORITY_MAX), "priority of a request")
+        _check(_is_number(delay, 0, commands.LOCK_DELAY_MAX) and commands.is_lock_value(value), "waiting request")
+        _check(_is_number(asked_at, 0, time) and _is_number(asked, 1, index), "age of a request")
+        lock.queue.append(Waiting(name, id, request, session.owner, shared, priority, delay, value, asked_at, asked))
+        previous = name

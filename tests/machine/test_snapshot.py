@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
@@ -23,6 +23,7 @@ def machine_with_a_past(seed: int = 3) -> Machine:
     machine = Machine(WIDE)
     for entry in Historian(random.Random(seed)).entries(1000):
         machine.apply(entry.index, entry.term, entry.time, entry.payload)
+        machine.take_lock_events()
         remembering = [session for session in machine.sessions.values() if len(session.replies) > 2]
         if entry.index > 150 and len(machine.store) > 3 and len(remembering) > 1 and machine.next_due() is not None:
             machine.take_changes()
@@ -44,12 +45,111 @@ def open_session(machine: Machine) -> None:
     machine.apply(machine.applied_index + 1, 1, 1, commands.open_session(7, "a", 1, 10, True))
 
 
+def machine_with_locks() -> Machine:
+    """Two locks: one held by two who share, under a delay, with a queue; and a semaphore with one slot under delay."""
+    machine = Machine()
+
+    def apply(payload: bytes) -> None:
+        machine.apply(machine.applied_index + 1, 1, 100, payload)
+
+    for session, owner in ((7, "a"), (8, "b"), (9, "c")):
+        apply(commands.open_session(session, owner, 1, 10, True))
+    apply(commands.set_epoch(3))
+    apply(commands.acquire(9, 1, 0, "l", True, delay=50))
+    apply(commands.acquire(8, 1, 0, "l", True, value=b"v"))
+    apply(commands.acquire(7, 1, 0, "l", True, delay=4))
+    apply(commands.acquire(7, 2, 0, "l", priority=-2, delay=5, value=b"w"))
+    apply(commands.acquire(8, 2, 0, "l", True, priority=-3))
+    apply(commands.acquire(9, 2, 0, "s", permits=3, delay=50))
+    apply(commands.acquire(8, 3, 0, "s", permits=3))
+    apply(commands.expire_session(9, 1))
+    assert len(machine.locks.holders("l")) == len(machine.locks.queue("l")) == 2
+    machine.take_session_events()
+    return machine
+
+
 def test_an_empty_machine_has_a_snapshot_too() -> None:
     machine = Machine()
     restored = Machine(WIDE)
     restored.restore(machine.cut().chunks())
     assert restored.state_hash == machine.state_hash
     assert restored.limits == Limits()
+    assert restored.epoch == 0
+
+
+def table_of(machine: Machine) -> dict[str, Any]:
+    locks = machine.locks
+    return {
+        name: (locks.permits(name), locks.delayed(name), locks.holders(name), locks.queue(name))
+        for name in locks.names()
+    }
+
+
+def test_locks_come_back_with_holders_waiters_delays_and_epoch() -> None:
+    machine = machine_with_locks()
+    restored = Machine()
+    restored.restore(machine.cut().chunks())
+    assert restored.epoch == 3
+    assert restored.state_hash == machine.state_hash
+    assert table_of(restored) == table_of(machine)
+    assert list(table_of(machine)) == ["l", "s"]
+    assert restored.next_due() == machine.next_due() == 150
+    assert restored.locks.hold(8, 1) == machine.locks.hold(8, 1) is not None
+    assert restored.locks.waiting(7, 2) == machine.locks.waiting(7, 2) is not None
+    for session in (7, 8):
+        assert restored.sessions[session].requests == machine.sessions[session].requests
+    assert data_of(restored.cut()) == data_of(machine.cut())
+
+
+def test_what_comes_after_a_snapshot_of_locks_is_the_same_with_and_without_it() -> None:
+    machine = machine_with_locks()
+    restored = Machine()
+    restored.restore(machine.cut().chunks())
+    token = machine.locks.holders("l")[0].token
+    for time, payload in (
+        (100, commands.release(7, 3, 0, "l", 1, token)),
+        (100, commands.release(8, 4, 0, "l", 1, token)),
+        (120, commands.open_session(10, "c", 1, 10, True)),
+        (120, commands.acquire(10, 1, 0, "s", permits=3, reclaim=True)),
+        (150, commands.tick()),
+        (150, commands.expire_session(7, 1)),
+        (160, commands.cancel(8, 5, 3, "s", 3)),
+        (170, commands.tick()),
+        (170, commands.close_session(8, 6, 3)),
+        (170, commands.close_session(10, 2, 0)),
+    ):
+        before = machine.state_hash
+        index = machine.applied_index + 1
+        assert machine.apply(index, 1, time, payload) == restored.apply(index, 1, time, payload)
+        assert restored.state_hash == machine.state_hash != before
+        assert table_of(restored) == table_of(machine)
+        assert data_of(restored.cut()) == data_of(machine.cut())
+        assert restored.next_due() == machine.next_due()
+    assert machine.locks.names() == []
+    assert machine.locks.digest() == Machine().locks.digest() == 0
+
+
+def test_the_difference_in_locks_is_told_as_events() -> None:
+    machine = machine_with_locks()
+    behind = Machine()
+    behind.restore(machine.cut().chunks())
+    granted = [(event.kind, event.name, event.session, event.request) for event in behind.take_lock_events()]
+    assert granted == [("granted", "l", 7, 1), ("granted", "l", 8, 1), ("granted", "s", 8, 3)]
+    token = machine.locks.holders("l")[0].token
+    for payload in (
+        commands.set_value(8, 4, 0, "l", 1, token, b"changed"),
+        commands.cancel(8, 5, 0, "l", 2),
+        commands.release(8, 6, 0, "s", 3, machine.locks.holders("s")[0].token),
+        commands.acquire(8, 7, 0, "n"),
+        commands.acquire(8, 8, 0, "n"),
+    ):
+        machine.apply(machine.applied_index + 1, 1, 100, payload)
+    locks = behind.locks
+    behind.restore(machine.cut().chunks())
+    assert behind.locks is locks, "who reads the locks would read old ones for ever"
+    told = [(event.kind, event.name, event.session, event.request) for event in behind.take_lock_events()]
+    assert told == [("gone", "l", 8, 2), ("gone", "s", 8, 3), ("granted", "n", 8, 7), ("changed", "l", 8, 1)]
+    assert behind.take_lock_events() == []
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 1 << 20])
@@ -80,20 +180,25 @@ def test_a_large_state_comes_in_many_chunks_none_much_too_long() -> None:
     assert restored.state_hash == machine.state_hash
 
 
-def test_every_truncation_is_noticed() -> None:
-    data = data_of(machine_with_a_past().cut())
+@pytest.mark.parametrize("make", [machine_with_a_past, machine_with_locks])
+def test_every_truncation_is_noticed(make: Callable[[], Machine]) -> None:
+    data = data_of(make().cut())
     for length in range(len(data)):
         with pytest.raises(DamagedState):
             read_state([data[:length]])
 
 
-def test_every_changed_byte_is_noticed_and_leaves_the_old_state() -> None:
-    data = data_of(machine_with_a_past().cut())
+@pytest.mark.parametrize("make", [machine_with_a_past, machine_with_locks])
+def test_every_changed_byte_is_noticed_and_leaves_the_old_state(make: Callable[[], Machine]) -> None:
+    data = data_of(make().cut())
     machine = Machine()
     open_session(machine)
     machine.apply(2, 1, 1, commands.put(7, 1, 0, "k", b"v"))
+    machine.apply(3, 1, 1, commands.set_epoch(1))
+    machine.apply(4, 1, 1, commands.acquire(7, 2, 0, "l"))
     machine.take_changes()
     machine.take_session_events()
+    machine.take_lock_events()
     before = machine.state_hash
     rng = random.Random(4)
     for place in range(len(data)):
@@ -104,6 +209,8 @@ def test_every_changed_byte_is_noticed_and_leaves_the_old_state() -> None:
     assert machine.state_hash == before
     assert machine.take_changes() == []
     assert machine.take_session_events() == []
+    assert machine.take_lock_events() == []
+    assert machine.locks.hold(7, 2) is not None
     assert machine.changes_since(0) is not None
 
 
@@ -140,12 +247,18 @@ def small() -> list[Any]:
         (0, 2, None),
         (0, 3, 5),
         (0, 4, 3),
-        (0, 5, 0),
-        (0, 5, "hash"),
+        (0, 5, -1),
+        (0, 5, 1),
+        (0, 5, 1 << 24),
+        (0, 5, "1"),
         (0, 6, 0),
-        (0, 6, 2),
-        (0, 6, 1 << 62),
-        (0, 9, -1),
+        (0, 6, "hash"),
+        (0, 7, 0),
+        (0, 7, 2),
+        (0, 7, 1 << 62),
+        (0, 10, -1),
+        (0, 11, 1),
+        (0, 14, -1),
         (1, 0, 0),
         (1, 0, 8),
         (1, 1, ""),
@@ -181,6 +294,120 @@ def test_every_field_is_checked(small: list[Any], row: int, field: int, value: A
         read_state([framed(*small)])
 
 
+#: Rows of the snapshot of `machine_with_locks`, found by what they are.
+L, S = "l", "s"
+LOCK_L, LOCK_S, DELAY_L, DELAY_S, HOLD_8, HOLD_7, HOLD_S, WAIT_7, WAIT_8 = range(-9, 0)
+DAMAGE: list[tuple[int, int, Any]] = [
+    (LOCK_L, 0, ""),
+    (LOCK_L, 0, "t"),
+    (LOCK_L, 0, "s"),
+    (LOCK_L, 0, b"l"),
+    (LOCK_L, 0, "k" * 256),
+    (LOCK_L, 1, 0),
+    (LOCK_L, 1, 2),
+    (LOCK_L, 1, True),
+    (LOCK_S, 1, 1001),
+    (LOCK_S, 1, 1),
+    (DELAY_L, 0, "other"),
+    (DELAY_L, 0, "s"),
+    (DELAY_L, 0, 5),
+    (DELAY_L, 1, 1),
+    (DELAY_L, 1, -1),
+    (DELAY_L, 2, 0),
+    (DELAY_L, 2, 1 << 63),
+    (DELAY_L, 3, -1),
+    (DELAY_L, 3, 149),
+    (DELAY_L, 3, 151),
+    (DELAY_L, 4, ""),
+    (DELAY_L, 4, None),
+    (DELAY_S, 0, "l"),
+    (DELAY_S, 1, 3),
+    (DELAY_S, 3, 149),
+    (HOLD_8, 0, "s"),
+    (HOLD_8, 0, "other"),
+    (HOLD_8, 0, None),
+    (HOLD_8, 1, 9),
+    (HOLD_8, 1, "8"),
+    (HOLD_8, 1, 7),
+    (HOLD_8, 2, 0),
+    (HOLD_8, 2, 3),
+    (HOLD_8, 2, True),
+    (HOLD_8, 3, False),
+    (HOLD_8, 3, 1),
+    (HOLD_8, 4, 1),
+    (HOLD_8, 4, -1),
+    (HOLD_8, 5, 1),
+    (HOLD_8, 5, (1 << 39) - 1),
+    (HOLD_8, 5, (3 << 39) + 13),
+    (HOLD_8, 5, (3 << 39) + 6),
+    (HOLD_8, 6, -1),
+    (HOLD_8, 6, commands.LOCK_DELAY_MAX + 1),
+    (HOLD_8, 7, "v"),
+    (HOLD_8, 7, bytes(4097)),
+    (HOLD_8, 8, -1),
+    (HOLD_8, 8, 101),
+    (HOLD_8, 9, 0),
+    (HOLD_8, 9, 13),
+    (HOLD_7, 3, False),
+    (HOLD_7, 5, (3 << 39) + 7),
+    (HOLD_S, 0, "l"),
+    (HOLD_S, 2, 2),
+    (HOLD_S, 3, True),
+    (HOLD_S, 4, 3),
+    (WAIT_7, 0, "t"),
+    (WAIT_7, 0, "s"),
+    (WAIT_7, 1, 9),
+    (WAIT_7, 1, 0),
+    (WAIT_7, 2, 1),
+    (WAIT_7, 2, 0),
+    (WAIT_7, 2, 1 << 63),
+    (WAIT_7, 3, 0),
+    (WAIT_7, 4, 1001),
+    (WAIT_7, 4, -1001),
+    (WAIT_7, 4, False),
+    (WAIT_7, 5, -1),
+    (WAIT_7, 5, 1.0),
+    (WAIT_7, 6, None),
+    (WAIT_7, 6, bytes(4097)),
+    (WAIT_7, 7, 101),
+    (WAIT_7, 7, -1),
+    (WAIT_7, 8, 0),
+    (WAIT_7, 8, 13),
+    (WAIT_8, 2, 1),
+    (WAIT_8, 2, 3),
+]
+
+
+@pytest.mark.parametrize(("row", "field", "value"), DAMAGE)
+def test_every_field_of_a_lock_is_checked_before_the_hash(row: int, field: int, value: Any) -> None:
+    rows = rows_of(machine_with_locks())
+    rows[row][field] = value
+    with pytest.raises(DamagedState) as caught:
+        read_state([framed(*rows)])
+    assert "hash" not in str(caught.value), "only the hash noticed"
+
+
+def test_locks_and_delays_out_of_order_or_that_nobody_needs_are_refused() -> None:
+    rows = rows_of(machine_with_locks())
+    assert [rows[place][0] for place in range(-9, 0)] == [L, S, L, S, L, L, S, L, L]
+    assert read_state([framed(*rows)]).locks.names() == [L, S]
+    for one, other in ((LOCK_L, LOCK_S), (DELAY_L, DELAY_S), (HOLD_7, HOLD_S)):
+        wrong = list(rows)
+        wrong[one], wrong[other] = wrong[other], wrong[one]
+        with pytest.raises(DamagedState, match="bad"):
+            read_state([framed(*wrong)])
+    # Who waits in another order is no damage by itself, but not what was hashed.
+    wrong = list(rows)
+    wrong[WAIT_7], wrong[WAIT_8] = wrong[WAIT_8], wrong[WAIT_7]
+    with pytest.raises(DamagedState, match="its contents hash to"):
+        read_state([framed(*wrong)])
+    header = [*rows[0]]
+    header[11] += 1
+    unneeded = [header, *rows[1:LOCK_L], rows[LOCK_L], ["m", 1], *rows[LOCK_S:]]
+    with pytest.raises(DamagedState, match="lock that nobody needs"):
+        read_state([framed(*unneeded)])
+
+
 def test_rows_too_many_too_few_or_of_the_wrong_shape(small: list[Any]) -> None:
     header, session, reply, record = small
     bad: list[list[Any]] = [
@@ -204,11 +431,11 @@ def test_rows_too_many_too_few_or_of_the_wrong_shape(small: list[Any]) -> None:
     [
         (b"", "too early"),
         (b"x" * 100, "does not begin as one"),
-        (framed([1], version=FORMAT_VERSION + 1), "format version 2; this release reads 1"),
-        (MAGIC + bytes([1]) + b"\xff\xff\xff\xff", "claims 4294967295 bytes"),
-        (MAGIC + bytes([1]) + b"\x01\x00\x00\x00\xc1", "not msgpack"),
-        (MAGIC + bytes([1]) + b"\x01\x00\x00\x00\x05", "bad frame"),
-        (MAGIC + bytes([1]), "bad header"),
+        (framed([1], version=FORMAT_VERSION + 1), "format version 3; this release reads 2"),
+        (MAGIC + bytes([FORMAT_VERSION]) + b"\xff\xff\xff\xff", "claims 4294967295 bytes"),
+        (MAGIC + bytes([FORMAT_VERSION]) + b"\x01\x00\x00\x00\xc1", "not msgpack"),
+        (MAGIC + bytes([FORMAT_VERSION]) + b"\x01\x00\x00\x00\x05", "bad frame"),
+        (MAGIC + bytes([FORMAT_VERSION]), "bad header"),
     ],
 )
 def test_the_text_says_what_is_wrong(data: bytes, text: str) -> None:

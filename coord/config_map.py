@@ -19,6 +19,8 @@ from coord.errors import (
     Compacted,
     Conflict,
     CoordError,
+    LeadershipLost,
+    LockLost,
     OutcomeUnknown,
     QuotaExceeded,
     TooStale,
@@ -34,6 +36,7 @@ from coord.watch import PUT, Event, Watch
 
 if TYPE_CHECKING:
     from coord.coordinator import Coordinator
+    from coord.hold import Hold
 
 _log = logging.getLogger("coord.config")
 
@@ -406,6 +409,9 @@ class ConfigMap(MutableMapping[str, Any]):
             raise Conflict(f"{reply[1]!r} is ephemeral and belongs to another live session; nothing was changed")
         if status == replies.QUOTA:
             raise QuotaExceeded(f"the write would exceed the limit {reply[1]}={reply[2]}; nothing was changed")
+        if status == replies.HOLD_GONE:
+            lost = LeadershipLost if reply[1].startswith("election:") else LockLost
+            raise lost(f"the hold of {reply[1]!r} that the transaction requires has ended; nothing was changed")
         if status == replies.STALE:
             raise OutcomeUnknown("the group no longer remembers this request; read before repeating it")
         raise CoordError(f"the group refused the command: {reply[1:]}; nothing was changed")
@@ -414,7 +420,8 @@ class ConfigMap(MutableMapping[str, Any]):
 class Transaction:
     """Changes that happen all at one revision, or not at all. A key at most once among the changes; at most 128.
 
-    In a `with` statement it is committed at the end, unless the block raised. Conflict if a requirement does not hold.
+    In a `with` statement it is committed at the end, unless the block raised. Conflict if a revision that was required
+    is another; LockLost or LeadershipLost if a hold that was required has ended.
     """
 
     def __init__(self, config: ConfigMap, timeout: float | None) -> None:
@@ -430,9 +437,16 @@ class Transaction:
         """Only if `key` is at `revision`; `coord.ABSENT`: only if it is absent."""
         self._check_open()
         commands.check_key(key)
-        if len(self._compares) >= commands.COMPARES_MAX:
-            raise ValueError(f"a transaction has at most {commands.COMPARES_MAX} requirements")
+        self._check_room()
         self._compares.append(commands.compare_revision(key, _check_revision(revision)))
+
+    def require(self, hold: Hold) -> None:
+        """Only while `hold`, a lock's or a leadership, stands: the group itself decides, in the moment of the change.
+        Then no holder that was paused or cut off can change anything any more. LockLost, or LeadershipLost, now or at
+        the commit, if it does not."""
+        self._check_open()
+        self._check_room()
+        self._compares.append(hold._compare())
 
     def put(self, key: str, value: Value, *, ephemeral: bool = False, ttl: float | None = None) -> None:
         """Set `key`, as `ConfigMap.put`."""
@@ -445,7 +459,8 @@ class Transaction:
         self._add(key, commands.delete_operation(key))
 
     def commit(self) -> int:
-        """Have it happen; returns the revision. Errors as for `ConfigMap.put`, and Conflict."""
+        """Have it happen; returns the revision. Errors as for `ConfigMap.put`, and Conflict; LockLost or LeadershipLost
+        if a hold that was required has ended."""
         self._check_open()
         self._done = True
         arguments = (tuple(self._compares), tuple(self._operations.values()))
@@ -468,6 +483,10 @@ class Transaction:
         if len(self._operations) >= commands.OPERATIONS_MAX:
             raise ValueError(f"a transaction has at most {commands.OPERATIONS_MAX} changes; use several")
         self._operations[key] = operation
+
+    def _check_room(self) -> None:
+        if len(self._compares) >= commands.COMPARES_MAX:
+            raise ValueError(f"a transaction has at most {commands.COMPARES_MAX} requirements")
 
     def _check_open(self) -> None:
         if self._done:

@@ -7,9 +7,10 @@ What must not live here: how a member runs (`coord.node`, `coord.loop`), what on
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from coord.errors import (
     ClosedError,
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
     from coord.cluster import Cluster
     from coord.config_map import ConfigMap
+    from coord.election import Election
+    from coord.lock import Lock
+    from coord.recipes import Barrier, Counter, DoubleBarrier, Party
+    from coord.session import Session
+
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, frozen=True)
@@ -79,7 +87,8 @@ class Status:
 
 
 class Coordinator:
-    """A handle on a group: `config`, `cluster`, `status()`. Made by `coord.Node`. Safe for use by any thread.
+    """A handle on a group: `config`, `lock()`, `election()`, `session`, `cluster`, `status()` and what is built on
+    them. Made by `coord.Node`. Safe for use by any thread.
 
     Not to be used after a fork: the child has no background thread, so every call raises `ForkedError` there.
     """
@@ -87,15 +96,189 @@ class Coordinator:
     name: str
     config: ConfigMap
     cluster: Cluster
+    session: Session
     default_timeout: float
 
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._loop: Loop | None = None
+        #: What to do once there is a loop.
+        self._waiting_for_start: list[Callable[[Loop], None]] = []
+        #: Handles that stand for election, or lead, by the election's name.
+        self._elections: dict[str, list[Election]] = {}
+        #: Names of the locks whose `with` blocks each thread is in.
+        self._inside = threading.local()
 
     def status(self) -> Status:
         """What this member knows now. May block for a turn of the background thread; Unavailable when that hangs."""
         raise AssertionError("a coordinator says how")
+
+    # -- locks and elections
+
+    def lock(
+        self,
+        name: str,
+        *,
+        shared: bool = False,
+        permits: int = 1,
+        priority: int = 0,
+        lock_delay: float | None = None,
+        fenced: bool = False,
+        reclaim: bool = False,
+    ) -> Lock:
+        """A handle on the lock `name`; nothing is asked of the group before `acquire`. A handle holds once at a time;
+        two handles exclude each other, also within a process.
+
+        shared: with other shared holders, and no exclusive one.
+        permits: how many may hold at a time, each a numbered slot with tokens of its own; the same for all who use it.
+        priority: higher ones are granted first; -1000 to 1000.
+        lock_delay: seconds for which nobody is granted a lock whose holder was lost rather than released it; 0 to 60.
+            None: as long as a session lasts unheard, or 0 if `fenced`.
+        fenced: every resource the lock protects compares tokens, so there is no need for a delay.
+        reclaim: this member, by its name, need not wait for the delay that it has itself caused.
+
+        ConfigurationError for a name or number that cannot be.
+        """
+        from coord.lock import Lock
+
+        return Lock(
+            self,
+            name,
+            shared=shared,
+            permits=permits,
+            priority=priority,
+            lock_delay=lock_delay,
+            fenced=fenced,
+            reclaim=reclaim,
+        )
+
+    def locked(
+        self,
+        name: str,
+        *,
+        timeout: float | None = -1,
+        on_busy: Literal["wait", "skip", "raise"] = "wait",
+        shared: bool = False,
+        permits: int = 1,
+        priority: int = 0,
+        lock_delay: float | None = None,
+        fenced: bool = False,
+        reclaim: bool = False,
+    ) -> Callable[[Callable[..., T]], Callable[..., T | None]]:
+        """Decorator: each call of the function holds the lock. A parameter named `hold` is given the `Hold`.
+
+        on_busy: "wait" up to `timeout` seconds (-1: for ever), then LockTimeout; "skip" the call, which returns None;
+            "raise" LockTimeout at once. The others as for `lock`. LockLost when the lock was lost during the call.
+        """
+        from coord.lock import locked
+
+        return locked(
+            self,
+            name,
+            timeout=timeout,
+            on_busy=on_busy,
+            shared=shared,
+            permits=permits,
+            priority=priority,
+            lock_delay=lock_delay,
+            fenced=fenced,
+            reclaim=reclaim,
+        )
+
+    def check_sequencer(self, text: str, *, linearizable: bool = True, timeout: float | None = None) -> bool:
+        """Tell whether the hold that `text`, a `Hold.sequencer`, speaks of stands. ValueError if it is none.
+
+        `linearizable`: as of now, asking a quorum; else by the local copy: False is certain, True may be old. Either
+        way it is about this moment; what must not be late is for the resource to refuse, by the token.
+        """
+        from coord.lock import check_sequencer
+
+        return check_sequencer(self, text, linearizable=linearizable, timeout=timeout)
+
+    def election(
+        self,
+        name: str,
+        *,
+        value: Any = None,
+        priority: int = 0,
+        stop_timeout: float = 20.0,
+        on_stuck: Literal["log", "abort"] | Callable[..., object] = "log",
+        lock_delay: float | None = None,
+    ) -> Election:
+        """A candidate for the election `name`; it does not stand before `volunteer`, `run` or `lead`.
+
+        value: published while it leads, see `Election.leader`; anything the config map can hold, up to 4096 bytes.
+        priority: higher ones are elected first; nobody is deposed for one.
+        stop_timeout: seconds the work of a leader has to stop in, once it leads no more.
+        on_stuck: what to do when it has not: "log" an error, "abort" the process, or a function to call.
+        lock_delay: as for `lock`.
+        """
+        from coord.election import Election
+
+        return Election(
+            self,
+            name,
+            value=value,
+            priority=priority,
+            stop_timeout=stop_timeout,
+            on_stuck=on_stuck,
+            lock_delay=lock_delay,
+        )
+
+    def leader_only(
+        self, name: str, *, otherwise: Literal["skip", "raise"] = "skip"
+    ) -> Callable[[Callable[..., T]], Callable[..., T | None]]:
+        """Decorator: the function runs only in the process that leads the election `name`; in all others a call returns
+        None, or raises NotHeld. Its first call stands for election, unless the process does already."""
+        from coord.election import leader_only
+
+        return leader_only(self, name, otherwise=otherwise)
+
+    def on_leader(self, fn: Callable[..., T]) -> Callable[..., T]:
+        """Decorator: stand for the election "leader", and call `fn(leadership)` whenever elected."""
+        from coord.election import on_leader
+
+        return on_leader(self, fn)
+
+    # -- recipes
+
+    def party(self, name: str, value: Any = None) -> Party:
+        """Who is here: see `coord.recipes.Party`."""
+        from coord.recipes import Party
+
+        return Party(self, name, value)
+
+    def barrier(self, name: str) -> Barrier:
+        """Wait until somebody lets all go on: see `coord.recipes.Barrier`."""
+        from coord.recipes import Barrier
+
+        return Barrier(self, name)
+
+    def double_barrier(self, name: str, count: int) -> DoubleBarrier:
+        """Begin together and end together: see `coord.recipes.DoubleBarrier`."""
+        from coord.recipes import DoubleBarrier
+
+        return DoubleBarrier(self, name, count)
+
+    def counter(self, name: str, default: int = 0) -> Counter:
+        """A number that all may add to: see `coord.recipes.Counter`."""
+        from coord.recipes import Counter
+
+        return Counter(self, name, default)
+
+    # -- within
+
+    def _when_started(self, act: Callable[[Loop], None]) -> None:
+        """Do it now, or else once the coordinator is started."""
+        if self._loop is None:
+            self._waiting_for_start.append(act)
+        else:
+            act(self._running_loop())
+
+    def _begin(self, loop: Loop) -> None:
+        waiting, self._waiting_for_start = self._waiting_for_start, []
+        for act in waiting:
+            act(loop)
 
     def _running_loop(self) -> Loop:
         """The loop, or the reason there is none to ask."""

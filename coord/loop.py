@@ -11,6 +11,8 @@ What must not live here: what a turn does (`coord.replica`), what users see (`co
 from __future__ import annotations
 
 import copy
+import heapq
+import itertools
 import queue
 import random
 import threading
@@ -41,6 +43,8 @@ _IDLE_SECONDS = 60.0
 _FLUSH_SECONDS = 0.5
 #: While stopping, how long a turn may sleep at most.
 _LEAVING_SECONDS = 0.05
+#: Epochs count minutes from here, 2025-01-01: a group that forgot everything gets a later one when it is founded anew.
+_EPOCH_BEGAN = 1_735_689_600
 #: A turn that starts later than this after it was due says that the host starves this thread.
 _LATE_SECONDS = 0.5
 
@@ -97,6 +101,10 @@ class Dispatcher:
             if self._thread is not None:
                 self._tasks.put(None)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def join(self, timeout: float) -> None:
         """After `close`: wait for the thread, unless this is it."""
         thread = self._thread
@@ -148,11 +156,16 @@ class Loop:
         #: What `when` waits for; the loop's thread alone touches the first.
         self._conditions: list[tuple[Callable[[], Any], Waiter]] = []
         self._abandoned: deque[tuple[Callable[[], Any], Waiter]] = deque()
+        #: (when, a number to tell equals apart, what): the loop's thread alone touches it.
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_numbers = itertools.count()
+        self._executors: list[Dispatcher] = []
         self._ready = threading.Event()
         self._ended = threading.Event()
         self._problem: BaseException | None = None
         self._stop_deadline: float | None = None
         self._closed = False
+        self._end_session = True
         self._workers: set[threading.Thread] = set()
         self._sweeping = threading.RLock()
         self._thread = threading.Thread(target=self._run, name=f"coord-{name}", daemon=True)
@@ -284,10 +297,30 @@ class Loop:
             raise fresh(waiter.answer)
         return waiter.answer
 
-    def stop(self, timeout: float) -> None:
+    def post(self, function: Callable[[], None]) -> None:
+        """Run `function` on the loop's thread soon, and wait for nothing. After the end it runs all the same."""
+        self._calls.append(function)
+        self.transport.wake()
+        if self._ended.is_set():
+            self._sweep()
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """`post`, so many seconds from now; never, if the loop ends before."""
+        entry = (self.clock() + seconds, next(self._timer_numbers), function)
+        self.post(lambda: heapq.heappush(self._timers, entry))
+
+    def executor(self, name: str) -> Dispatcher:
+        """Something that runs users' code one after the other, on a thread of its own from the first on."""
+        executor = Dispatcher(f"coord-{name}")
+        self._executors = [other for other in self._executors if not other.closed]
+        self._executors.append(executor)
+        return executor
+
+    def stop(self, timeout: float, *, end_session: bool = True) -> None:
         """Hand leadership over, end the session, let go of everything. Returns within about `timeout` whatever happens;
-        a thread that hangs in the disk is left behind, powerless."""
+        a thread that hangs in the disk is left behind, powerless. Without `end_session` it is left to its ttl."""
         if not self._closed:
+            self._end_session = end_session
             self._closed = True
             self._stop_deadline = self.clock() + timeout
             self.transport.wake()
@@ -354,12 +387,17 @@ class Loop:
             self._calls.popleft()()
             if replica.failure is not None:
                 return
+        timers = self._timers
+        while timers and timers[0][0] <= clock():
+            heapq.heappop(timers)[2]()
         frames = transport.receive(_FRAMES_PER_TURN)
         due = replica.turn(clock(), frames, transport.events(), _drain(self._proposals), _drain(self._reads))
         if self._conditions:
             self._look()
         if len(frames) == _FRAMES_PER_TURN or self._proposals or self._reads or self._calls:
             return
+        if timers:
+            due = min(due, timers[0][0])
         now = clock()
         transport.poll(min(max(0.0, due - now), longest))
         self.lag = lag = max(0.0, clock() - max(due, now))
@@ -386,7 +424,7 @@ class Loop:
         replica, deadline = self.replica, self._stop_deadline
         # What callers handed over before goes first.
         self._turn(0.0)
-        while replica.close_session() and replica.may_decide() and self.clock() < deadline:
+        while self._end_session and replica.close_session() and replica.may_decide() and self.clock() < deadline:
             self._turn(_LEAVING_SECONDS)
         if replica.core.role == LEADER and not replica.transfer(None):
             while not self._handed_over() and replica.may_decide() and self.clock() < deadline:
@@ -411,7 +449,8 @@ class Loop:
         self.transport.close()
         if replica is not None:
             replica.storage.close()
-        self.dispatcher.close()
+        for executor in [self.dispatcher, *self._executors]:
+            executor.close()
 
     def _sweep(self) -> None:
         """Answer what came too late. Nothing of it was sent."""
@@ -428,6 +467,11 @@ class Loop:
             conditions, self._conditions = self._conditions, []
             for _, waiter in conditions:
                 waiter.done(error)
+
+
+def founding_epoch() -> int:
+    """Minutes since 2025: the epoch of a group founded now."""
+    return max(1, int(time.time() - _EPOCH_BEGAN) // 60)
 
 
 def _raise(error: Exception) -> None:

@@ -19,10 +19,11 @@ from coord.config_map import ConfigMap
 from coord.coordinator import Coordinator, Member, Status
 from coord.errors import ConfigurationError, Unavailable
 from coord.events import Counters
-from coord.loop import Loop
+from coord.loop import Loop, founding_epoch
 from coord.options import Options
 from coord.raft.roles import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
 from coord.replica import Replica
+from coord.session import Session
 from coord.storage.base import Storage
 from coord.storage.directory import DataDirectory, open_directory
 from coord.storage.disk import DiskStorage
@@ -69,6 +70,7 @@ class Node(Coordinator):
         keys: None = None,
         registry: Registry | _Unset | None = GLOBAL_REGISTRY,
         insecure: bool = False,
+        healthcheck: Callable[[], object] | None = None,
     ) -> None:
         """Settings are checked here; ConfigurationError names the one that is wrong and what would do.
 
@@ -82,6 +84,8 @@ class Node(Coordinator):
         keys: encryption and authentication; not yet there, so only None.
         registry: a prometheus_client registry; None: no metrics.
         insecure: allow to listen beyond this machine without encryption or authentication.
+        healthcheck: called every now and then, on a thread of its own; what this process holds it keeps only as long as
+            that returns something true, in time. See also `session.beat()`.
         """
         super().__init__()
         self.name = name if name is not None else ALONE
@@ -90,9 +94,11 @@ class Node(Coordinator):
         self.default_timeout = self.options.default_timeout
         self.config = ConfigMap(self)
         self.cluster = Cluster(self)
+        self.session = Session(self)
         self._bind = bind
         self._data_dir = os.fspath(data_dir) if data_dir is not None else None
         self._registry = registry
+        self._healthcheck = healthcheck
         self._addresses = _check_members(name, bind, advertise, peers, group)
         if keys is not None:
             raise ConfigurationError("keys: not supported by this version; listen on 127.0.0.1 or ipc:// instead")
@@ -138,20 +144,34 @@ class Node(Coordinator):
             ):
                 raise Unavailable(f"member {self.name!r} runs, but could not write within {timeout:g} s: a slow disk?")
             self._expose(loop)
+            if self._healthcheck is not None:
+                self.session._watch_health(self._healthcheck)
+            self._begin(loop)
         except BaseException:
             self.stop()
             raise
         return self
 
     def stop(self, timeout: float = 5.0) -> None:
-        """End the session, hand leadership over, and let go of everything. Idempotent; always returns, in about
-        `timeout` seconds at the most. Calls that are waiting raise; later ones raise `ClosedError`."""
+        """Resign from elections, end the session, hand leadership of the group over, and let go of everything.
+        Idempotent; always returns, in about `timeout` seconds at the most. Calls that are waiting raise; later ones
+        raise `ClosedError`. Locks still held are released: stop first what they protect."""
         if os.getpid() != self._pid or self._loop is None:
             return
+        deadline = self._loop.clock() + timeout
+        stopped = not self._elections or self._end_elections(timeout)
+        self.session._stop()
         self._unexpose()
         self._unexpose = _nothing
-        self._loop.stop(timeout)
+        # Work that has not stopped keeps its lock, until that lapses: nobody else shall begin meanwhile.
+        self._loop.stop(max(0.0, deadline - self._loop.clock()), end_session=stopped)
         _started.discard(self)
+
+    def _end_elections(self, timeout: float) -> bool:
+        """False: the work of a leader goes on after `timeout`."""
+        from coord.election import close_all
+
+        return close_all(self, timeout)
 
     def _let_go_in_child(self) -> None:
         """Just forked: the child has no background thread, but all descriptors. It must not keep the data directory
@@ -272,6 +292,9 @@ class Node(Coordinator):
                 background=loop.background,
                 rng=rng,
                 now=clock(),
+                epoch=founding_epoch(),
+                # The lock on the data directory says so.
+                alone=directory is not None,
             )
         except BaseException:
             storage.close()

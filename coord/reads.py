@@ -22,6 +22,17 @@ class Read:
         self.abandoned = False
 
 
+class Confirmation(Read):
+    """This member's own wish, as a leader: does a quorum still follow me? Told at once, within the turn, and not asked
+    again: what it is told when nobody knows is REFUSED."""
+
+    __slots__ = ()
+
+
+#: Told to a Confirmation.
+REFUSED = object()
+
+
 class Reads:
     """Each read is in one of three places: gathered, asked about, or known to need an index not yet applied."""
 
@@ -34,9 +45,9 @@ class Reads:
         self._not_before = 0.0
 
     def __len__(self) -> int:
-        """How many wait."""
-        ready = sum(len(reads) for _, reads in self._ready)
-        return len(self._gathered) + sum(map(len, self._asked.values())) + ready
+        """How many callers wait."""
+        waiting = [self._gathered, *self._asked.values(), *(reads for _, reads in self._ready)]
+        return sum(type(read) is not Confirmation for reads in waiting for read in reads)
 
     def add(self, reads: Sequence[Read]) -> None:
         self._gathered += reads
@@ -59,11 +70,17 @@ class Reads:
         for number in numbers:
             self._ready.append((index, self._asked.pop(number, [])))
 
-    def refused(self, numbers: Sequence[int], again_at: float) -> None:
-        """These questions: nobody knows. They are asked again, not before `again_at`."""
+    def refused(self, numbers: Sequence[int], again_at: float) -> list[Confirmation]:
+        """These questions: nobody knows. They are asked again, not before `again_at`, but for those returned."""
+        confirmations = []
         for number in numbers:
-            self._gathered += self._asked.pop(number, [])
+            for read in self._asked.pop(number, []):
+                if isinstance(read, Confirmation):
+                    confirmations.append(read)
+                else:
+                    self._gathered.append(read)
         self._not_before = again_at
+        return confirmations
 
     def applied(self, index: int) -> list[Read]:
         """Take what the state at `index` serves."""

@@ -12,27 +12,33 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from coord import astray
 from coord.duties import Duties
-from coord.errors import ClosedError, CoordError, IdentityError, OutcomeUnknown, StorageError
+from coord.errors import CoordError, IdentityError, OutcomeUnknown, StorageError
 from coord.events import Counters
+from coord.lease import Lease
 from coord.logs import Log
 from coord.machine import commands
 from coord.machine.machine import Machine
 from coord.machine.replies import SESSION_ENDED, SESSION_ID_IN_USE
-from coord.machine.sessions import OPENED
+from coord.machine.sessions import ENDED
 from coord.options import Options
-from coord.proposals import EXPIRED, WITHDRAWN, Numbering, Outbox, Proposal
+from coord.own_session import OwnSession
+from coord.proposals import EXPIRED, WITHDRAWN, Maker, Numbering, Outbox, Proposal
 from coord.raft.batch import COMMANDS, Batch, encode_entry
 from coord.raft.core import Core, Start
 from coord.raft.membership import ANY, membership_of
 from coord.raft.messages import (
+    AnyMessage,
     Apply,
     Command,
     Halt,
     InstallSnapshot,
+    Keepalive,
+    KeepaliveResponse,
     MembershipChange,
     Message,
     Persist,
@@ -53,7 +59,8 @@ from coord.raft.messages import (
 from coord.raft.quorum import majority
 from coord.raft.roles import LEADER
 from coord.raft.settings import Settings
-from coord.reads import Read, Reads
+from coord.reads import REFUSED, Confirmation, Read, Reads
+from coord.requests import Requests
 from coord.snapshots import Background, Snapshots
 from coord.storage.base import Storage
 from coord.transports.base import GONE, PeerEvent
@@ -62,14 +69,11 @@ from coord.wire import BadFrame, Identity, decode, encode
 
 _raft_log, _net_log, _wal_log = Log("coord.raft"), Log("coord.net"), Log("coord.wal")
 
-NANOSECONDS = 1_000_000_000
+#: A turn that comes later than that after it was due: what this member believes about its session may be old.
+_LATE_HEARTBEATS = 5
 
 #: No failure: it goes on reading and following, gives up leading, and once there is room goes on by itself.
 _NO_ROOM = "the disk is too full for the log to go on; this member acknowledges nothing until there is room"
-_SESSION_LOST = (
-    "this member fell far behind and its session ended meanwhile, so whether the write happened is not known; "
-    "read before repeating it"
-)
 
 
 class Replica:
@@ -86,8 +90,11 @@ class Replica:
         background: Background,
         rng: random.Random,
         now: float,
+        epoch: int,
+        alone: bool,
     ) -> None:
-        """Recover from `storage`. Raises StorageError when it cannot be read."""
+        """Recover from `storage`. Raises StorageError when it cannot be read. `epoch`: the group's, should this member
+        found it. `alone`: an older process of this member is certainly dead."""
         self.identity = identity
         self.options = options
         self.counters = Counters()
@@ -104,7 +111,6 @@ class Replica:
         self._send_frame = send
         self._set_peers = set_peers
         self._keep_group_number = keep_group_number
-        self._rng = rng
 
         recovered = storage.recover()
         for note in recovered.notes:
@@ -141,21 +147,21 @@ class Replica:
         self.snapshots.attach(self.core)
         self._durable = 0
 
-        self.numbering = Numbering(self._mint_session())
-        self._session_open = False
-        #: This member stops: its session is being closed, and no other opened.
-        self._leaving = self._closing = False
-        self._instance = rng.getrandbits(63) | 1
-        self._outbox = Outbox(lambda: rng.getrandbits(64), 4 * options.heartbeat, options.max_batch_bytes)
+        self.numbering = Numbering(rng.getrandbits(64) or 1)
+        self.own = OwnSession(self, rng, alone=alone)
+        self.requests = Requests(self)
+        self.outbox = Outbox(lambda: rng.getrandbits(64), 4 * options.heartbeat, options.max_batch_bytes)
         self._outbox_term = 0
         self._housekeeping_due = now
         self._disk_full = False
-
         self._reads = Reads()
-
         #: When each member was last heard.
         self._heard: dict[str, float] = {}
+        self._epoch = epoch
         self._duties: Duties | None = None
+        #: When the next turn is due, and whether something was proposed by who was answered in this one.
+        self._due = now
+        self._submitted = False
         #: (done, reply): given out at the end of the turn, once the next batch is on its way.
         self._answers: list[tuple[Callable[[Any], None], Any]] = []
         self._connect()
@@ -175,6 +181,9 @@ class Replica:
         # The core's clock moves even when nothing arrived for it: what falls due by cluster time depends on that.
         self.now = self.core.now = now
         self.counters.turns += 1
+        if now > self._due + _LATE_HEARTBEATS * self.options.heartbeat:
+            self.own.lease.late = True
+        self.own.give_up_if_lapsed()
         for frame in frames:
             self._receive(frame)
         for event in events:
@@ -183,7 +192,7 @@ class Replica:
         for proposal in proposals:
             if proposal.session != self.numbering.session:
                 self.numbering.encode_again(proposal)
-            self._outbox.add(proposal)
+            self.outbox.add(proposal)
         self._reads.add(reads)
         if now >= self.core.deadline():
             self.core.tick(now)
@@ -191,39 +200,66 @@ class Replica:
             self._housekeep()
         if self._duties is not None:
             self._duties.every_turn()
+        self.own.every_turn()
         self._work()
+        self.own.tell()
         self._answer()
-        return self._deadline()
+        while self._submitted and self.failure is None:
+            # Whoever was answered wants more, and shall not wait for the next turn.
+            self._work()
+            self._answer()
+        self._due = self._deadline()
+        return self._due
 
     def transfer(self, to: str | None) -> str:
         """Begin to hand leadership over; "" or why not. The next `turn` acts on it."""
         return self.core.transfer_leadership(self.now, to)
 
+    def submit(self, maker: Maker, arguments: tuple[Any, ...], done: Callable[[Any], None]) -> bool:
+        """Put a command on its way, on the loop's thread. False: there is no room now. It never expires."""
+        if self.failure is not None:
+            return False
+        proposal = self.numbering.begin(
+            maker,
+            arguments,
+            done,
+            most=1 << 30,
+            max_bytes=self.options.max_batch_bytes,
+            patience=0.0,
+            expires_at=float("inf"),
+        )
+        if proposal is not None:
+            self.outbox.add(proposal)
+            self._submitted = True
+        return proposal is not None
+
+    def defer(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call it at the end of this turn, with the callers' answers."""
+        self._answers.append((lambda _: function(*arguments), None))
+
+    def restart_outbox(self) -> None:
+        """Another leader, or another session: all that is unanswered goes again."""
+        self._outbox_term = self.core.term
+        self.outbox.restart(self.own.opening(), self.numbering.unanswered())
+
+    def renew(self, session: int, answer: Callable[[bool], None]) -> None:
+        """If this member leads: the owner of `session` lives."""
+        if self._duties is not None:
+            self._duties.renew(session, answer)
+
+    @property
+    def lease(self) -> Lease:
+        """The present session's."""
+        return self.own.lease
+
     def close_session(self) -> bool:
         """End this member's session rather than leave that to its ttl, and open no other. True while that is under way:
         give it a `turn`, and call this again."""
-        self._leaving = True
-        if not self._session_open or self.core.leader is None:
-            return False
-        if not self._closing:
-            # None while the session's window is used up; answers make room.
-            proposal = self.numbering.begin(
-                commands.close_session,
-                (),
-                lambda reply: None,
-                most=1 << 30,
-                max_bytes=self.options.max_batch_bytes,
-                patience=0.0,
-                expires_at=float("inf"),
-            )
-            if proposal is not None:
-                self._closing = True
-                self._outbox.add(proposal)
-        return True
+        return self.own.close()
 
     @property
     def session_open(self) -> bool:
-        return self._session_open
+        return self.own.is_open
 
     @property
     def unanswered(self) -> int:
@@ -284,6 +320,7 @@ class Replica:
             unknown = OutcomeUnknown(f"on its way when this happened: {error}; read before repeating it")
             self._answers.append((proposal.done, unknown if proposal.sent else error))
         self._answers += [(read.done, error) for read in self._reads.drop()]
+        self.own.stop(error)
         self.watches.end(error)
         self._answer()
 
@@ -321,14 +358,15 @@ class Replica:
         if core.leader is None:
             return
         if self._outbox_term != core.term:
-            self._restart_outbox()
+            self.restart_outbox()
         if core.role == LEADER:
-            if self._outbox and core.accepting:
-                self._outbox.local(lambda entries: core.propose(self.now, entries))
+            if self.outbox and core.accepting:
+                self.outbox.local(lambda entries: core.propose(self.now, entries))
         else:
-            found = self._outbox.remote(self.now)
+            found = self.outbox.remote(self.now)
             if found is not None:
                 self._send(core.leader, Propose(core.term, *found))
+        self._submitted = False
         number = self._reads.ask(self.now)
         if number is not None:
             core.read(self.now, number)
@@ -345,10 +383,10 @@ class Replica:
             deadline = min(deadline, self._housekeeping_due)
         if self.core.leader is not None:
             # Without a leader nothing can be sent again, however overdue it is: waiting for that would be no waiting.
-            deadline = min(deadline, self._outbox.deadline(), self._reads.due())
+            deadline = min(deadline, self.outbox.deadline(), self._reads.due())
         if self._duties is not None:
             deadline = min(deadline, self._duties.deadline())
-        return deadline
+        return min(deadline, self.own.deadline())
 
     def _receive(self, frame: bytes) -> None:
         self.counters.frames_received += 1
@@ -360,12 +398,24 @@ class Replica:
             return
         self._step(envelope.sender, envelope.message)
 
-    def _step(self, sender: Identity, message: Message) -> None:
+    def _step(self, sender: Identity, message: AnyMessage) -> None:
+        if isinstance(message, Keepalive):
+            if message.term == self.core.term:
+                self.renew(message.session, partial(self._renewed, sender.name, message))
+        elif isinstance(message, KeepaliveResponse):
+            self.own.on_response(message)
+        else:
+            self._step_core(sender, message)
+
+    def _renewed(self, owner: str, message: Keepalive, alive: bool) -> None:
+        self._send(owner, KeepaliveResponse(self.core.term, message.session, message.number, alive))
+
+    def _step_core(self, sender: Identity, message: Message) -> None:
         if sender.name in self.core.membership.members:
             self._heard[sender.name] = self.now
         self.core.step(self.now, sender.name, sender.incarnation, message)
 
-    def _send(self, to: str, message: Message) -> None:
+    def _send(self, to: str, message: AnyMessage) -> None:
         self.counters.frames_sent += 1
         # A member that lost its disk must not take us for its leader: we believe nothing it says (trap 46). So all it
         # hears is that.
@@ -395,7 +445,8 @@ class Replica:
         self._release_reads()
 
     def _on_read_failed(self, command: ReadFailed) -> None:
-        self._reads.refused(command.ids, self.now + self.options.heartbeat)
+        for read in self._reads.refused(command.ids, self.now + self.options.heartbeat):
+            read.done(REFUSED)
 
     def _on_role(self, command: RoleChange) -> None:
         self.counters.role_changed(self.now, command.role, command.term, command.leader, command.reason)
@@ -409,9 +460,10 @@ class Replica:
         )
         self._duties = None
         if command.role == LEADER:
-            self._duties = Duties(self.core, self.machine, self.options)
+            self._duties = Duties(self.core, self.machine, self.options, self._reads.add, self._epoch)
         if command.leader is not None:
             self.refusal = ""
+            self.own.leader_changed()
 
     def _on_membership(self, command: MembershipChange) -> None:
         self._connect()
@@ -447,12 +499,13 @@ class Replica:
             self.fail(error)
             return
         self.watches.jumped(before, meta.index)
-        self._settle_after_jump()
+        self.own.jumped()
         self._publish()
+        self.requests.jumped()
 
     def _on_taken(self, command: ProposalsTaken) -> None:
-        if not self._outbox.taken(command.stream, command.expected):
-            self._restart_outbox()
+        if not self.outbox.taken(command.stream, command.expected):
+            self.restart_outbox()
 
     def _on_refused(self, command: Refused) -> None:
         # One that follows a leader is not meant, but somebody else who goes by its name.
@@ -478,18 +531,18 @@ class Replica:
             for payload in batch.payloads():
                 outcome = machine.apply(index, term, time, payload)
                 if outcome is not None and outcome[0] == session:
-                    self._settle(outcome[1], outcome[2])
+                    self.settle(outcome[1], outcome[2])
                 index += 1
             self.counters.entries_applied += batch.count
         self.snapshots.applied(batch)
 
-    def _settle(self, sequence: int, reply: Any) -> None:
+    def settle(self, sequence: int, reply: Any) -> None:
         if sequence == 0:
             if reply[0] == SESSION_ENDED:
                 # It was opened, and ended, in what a snapshot made us skip; and so may be what we sent in it.
-                self._lose_sent()
+                self.own.lose_sent()
             if reply[0] in (SESSION_ENDED, SESSION_ID_IN_USE):
-                self._renew_session()
+                self.own.renew(ENDED)
             return
         if reply[0] == SESSION_ENDED:
             # Not an answer for the caller: it had no effect, and `_renew_session` sends it again.
@@ -498,41 +551,13 @@ class Replica:
         if proposal is not None:
             self._answers.append((proposal.done, reply))
 
-    def _settle_after_jump(self) -> None:
-        """A snapshot skipped entries that may have answered our proposals. The session's own table tells: it remembers
-        the reply to whatever it has done and we have not taken."""
-        session = self.numbering.session
-        for proposal in self.numbering.unanswered():
-            reply = self.machine.remembered_reply(session, proposal.sequence)
-            if reply is not None:
-                self._settle(proposal.sequence, reply)
-        if not self.machine.has_session(session):
-            if self._session_open:
-                self._lose_sent()
-            elif not self._leaving:
-                # Never opened, or opened and ended in what was skipped: asking again tells, and does no harm.
-                self._restart_outbox()
-
-    def _lose_sent(self) -> None:
-        """What was sent in the session that is over may have happened, and its replies went with the session."""
-        for proposal in self.numbering.unanswered():
-            if proposal.sent:
-                self.numbering.end(proposal.sequence)
-                self._answers.append((proposal.done, OutcomeUnknown(_SESSION_LOST, leader=self.core.leader)))
-
     def _publish(self) -> None:
         """After each step of the state: tell watches, and see to our session and to reads that waited for it."""
-        session = self.numbering.session
-        # It may have been opened and ended in one step, when much is applied at once.
-        ended = any(id == session and event != OPENED for id, event in self.machine.take_session_events())
         changes = self.machine.take_changes()
         if changes:
             self.watches.publish(changes)
-        is_open = self.machine.has_session(session)
-        if ended or (self._session_open and not is_open):
-            self._renew_session()
-        else:
-            self._session_open = is_open
+        self.own.applied()
+        self.requests.publish(self.machine.take_lock_events())
         self._release_reads()
         if self._reports_compared != self.machine.hash_report_count:
             self._reports_compared = self.machine.hash_report_count
@@ -541,7 +566,7 @@ class Replica:
     def _report_hash(self, meta: SnapshotMeta) -> None:
         """Each member tells the others its state hash at the indexes where all cut snapshots (trap 52)."""
         if len(self.core.voters) > 1:
-            self._outbox.add(encode_entry(commands.report_hash(self.identity.name, meta.index, meta.state_hash)))
+            self.outbox.add(encode_entry(commands.report_hash(self.identity.name, meta.index, meta.state_hash)))
 
     def _compare_hashes(self) -> None:
         """The odd one out stops itself: what it would answer, and pass on in snapshots, is not what was written."""
@@ -550,32 +575,11 @@ class Replica:
             self.fail(StorageError(f"this member has gone astray and stopped itself: {problem}; replace the member"))
 
     def _release_reads(self) -> None:
-        self._answers += [(read.done, None) for read in self._reads.applied(self.machine.applied_index)]
-
-    def _renew_session(self) -> None:
-        """The group ended our session. Nothing sent in it can happen any more: whatever is unanswered was not done, or
-        we would have seen it applied. So it may go again, in a new one."""
-        self._session_open = False
-        if self._leaving:
-            closed = ClosedError(f"member {self.identity.name!r} was stopped first; the write had no effect")
-            self._answers += [(proposal.done, closed) for proposal in self.numbering.unanswered()]
-            for proposal in self.numbering.unanswered():
-                self.numbering.end(proposal.sequence)
-            return
-        self.numbering.renew(self._mint_session())
-        self._restart_outbox()
-
-    def _restart_outbox(self) -> None:
-        first = []
-        if not self._session_open and not self._leaving:
-            ttl = int(self.options.session_ttl * NANOSECONDS)
-            opening = commands.open_session(self.numbering.session, self.identity.name, self._instance, ttl, True)
-            first.append(encode_entry(opening))
-        self._outbox_term = self.core.term
-        self._outbox.restart(first, self.numbering.unanswered())
-
-    def _mint_session(self) -> int:
-        return self._rng.getrandbits(64) or 1
+        for read in self._reads.applied(self.machine.applied_index):
+            if isinstance(read, Confirmation):
+                read.done(None)
+            else:
+                self._answers.append((read.done, None))
 
     # ----------------------------------------------------------------------------------------------------------------
     # Once in a while.
@@ -593,10 +597,11 @@ class Replica:
                 self.numbering.end(proposal.sequence)
                 self._answers.append((proposal.done, answer))
         if self.core.leader is None:
-            self._outbox.prune()
+            self.outbox.prune()
             self._reads.prune()
         elif self._duties is not None:
-            self._duties.expire_sessions(self._heard)
+            self._duties.expire_sessions()
+        self.requests.housekeep()
 
     def _connect(self) -> None:
         """Addresses given at start win over those in the log: who edits them wants them used."""

@@ -29,11 +29,13 @@ from typing import Any, NamedTuple
 from coord.raft.batch import DamagedBatch, read_batch
 from coord.raft.membership import ANY, NAME_BYTES_MAX, Membership, read_membership
 from coord.raft.messages import (
+    AnyMessage,
     Append,
     AppendResponse,
     Heartbeat,
     HeartbeatResponse,
-    Message,
+    Keepalive,
+    KeepaliveResponse,
     Propose,
     ProposeResponse,
     ReadRequest,
@@ -110,7 +112,7 @@ class Envelope(NamedTuple):
     """What `decode` found."""
 
     sender: Identity
-    message: Message
+    message: AnyMessage
 
 
 def fingerprint(group: str, names: Collection[str]) -> int:
@@ -239,7 +241,7 @@ def _read_membership(encoded: bytes) -> Membership:
 @dataclass(slots=True, frozen=True)
 class _Kind:
     number: int
-    build: Callable[..., Message]
+    build: Callable[..., AnyMessage]
     #: All of the message's fields, as one tuple.
     values: Callable[[Any], tuple[Any, ...]]
     fixed: struct.Struct
@@ -277,16 +279,18 @@ _KINDS: dict[int, _Kind] = {
         _kind(14, SnapshotPull, "NN"),
         _kind(15, SnapshotChunk, "NN", _Tail()),
         _kind(16, Unknown, "", _Text()),
+        _kind(17, Keepalive, "QN"),
+        _kind(18, KeepaliveResponse, "QN?"),
     )
 }
-_KIND_OF: dict[Callable[..., Message], _Kind] = {kind.build: kind for kind in _KINDS.values()}
+_KIND_OF: dict[Callable[..., AnyMessage], _Kind] = {kind.build: kind for kind in _KINDS.values()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Frames.
 
 
-def encode(sender: Identity, recipient: str, message: Message, *, recipient_incarnation: int = ANY) -> bytes:
+def encode(sender: Identity, recipient: str, message: AnyMessage, *, recipient_incarnation: int = ANY) -> bytes:
     """Return the frame that carries `message` from `sender` to the member named `recipient`.
 
     With `recipient_incarnation`, only that one is meant: a member that lost its disk and kept its name drops the frame.
@@ -386,7 +390,7 @@ def _check_parties(sender: Identity, recipient: str, recipient_incarnation: int,
         raise BadFrame("recipient", f"for {recipient!r}, incarnation {recipient_incarnation}; this is {receiver!r}")
 
 
-def _read_message(frame: bytes, kind: _Kind, body: int, term: int) -> Message:
+def _read_message(frame: bytes, kind: _Kind, body: int, term: int) -> AnyMessage:
     fixed = kind.fixed.unpack_from(frame, body)
     tail_start = body + kind.fixed.size
     # A flag has two encodings only: struct takes any other byte for True.

@@ -67,7 +67,7 @@ PURE_LIBRARY = {
 #: A wall clock jumps, so rates and durations come from the loop's clock, and no two hosts' times are compared.
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}
 #: Who may look at it all the same, and for what.
-WALL_CLOCK_USERS = {"coord/loop.py": "when the node was started, shown to people"}
+WALL_CLOCK_USERS = {"coord/loop.py": "when the node was started, shown to people; the epoch of a new group"}
 #: The only doors to these libraries.
 DOORS = {"zmq": ("coord.transports",), "prometheus_client": ("coord.metrics",)}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "marshal", "shelve", "dill", "yaml", "imp"}

@@ -19,15 +19,19 @@ from coord import wire
 from coord.raft.batch import COMMANDS, KINDS, NOOP, Batch, encode_entry, make_batch
 from coord.raft.membership import MemberRecord, Membership, membership_of
 from coord.raft.messages import (
+    AnyMessage,
     Append,
     AppendResponse,
     Heartbeat,
     HeartbeatResponse,
+    Keepalive,
+    KeepaliveResponse,
     Message,
     Propose,
     ProposeResponse,
     ReadRequest,
     ReadResponse,
+    SessionMessage,
     SnapshotChunk,
     SnapshotMeta,
     SnapshotOffer,
@@ -62,7 +66,7 @@ META = SnapshotMeta(
 )
 
 #: One of each, with every field different from its default.
-SAMPLES: dict[str, Message] = {
+SAMPLES: dict[str, AnyMessage] = {
     "vote request": VoteRequest(5, 10, 4, pre=True, transfer=True, priority=-2),
     "vote response": VoteResponse(5, granted=True, pre=True),
     "append": Append(5, 10, 3, 9, 21, [batch(11, b"x", b"", b"yz"), batch(14, b"", term=5, time=2_000, kind=NOOP)]),
@@ -80,10 +84,12 @@ SAMPLES: dict[str, Message] = {
     "snapshot pull": SnapshotPull(5, 90, 1024),
     "snapshot chunk": SnapshotChunk(5, 90, 1024, b"\x00\x01\x02"),
     "unknown": Unknown(5, "größer als gedacht"),
+    "keepalive": Keepalive(5, 0xABCD << 48, 77),
+    "keepalive response": KeepaliveResponse(5, 0xABCD << 48, 77, alive=True),
 }
 
 
-def sent(message: Message, sender: Identity = A, recipient: Identity = B) -> bytes:
+def sent(message: AnyMessage, sender: Identity = A, recipient: Identity = B) -> bytes:
     return encode(sender, recipient.name, message)
 
 
@@ -153,7 +159,7 @@ def offers(draw: st.DrawFn) -> SnapshotOffer:
     return SnapshotOffer(draw(st.integers(made_in, wire.NUMBER_LIMIT - 1)), draw(number), meta)
 
 
-MESSAGES: st.SearchStrategy[Message] = st.one_of(
+MESSAGES: st.SearchStrategy[AnyMessage] = st.one_of(
     st.builds(VoteRequest, term, number, number, st.booleans(), st.booleans(), st.integers(-(1 << 31), (1 << 31) - 1)),
     st.builds(VoteResponse, term, st.booleans(), st.booleans()),
     appends(),
@@ -170,13 +176,15 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(SnapshotPull, term, number, number),
     st.builds(SnapshotChunk, term, number, number, st.binary(max_size=100)),
     st.builds(Unknown, term, texts),
+    st.builds(Keepalive, term, u64, number),
+    st.builds(KeepaliveResponse, term, u64, number, st.booleans()),
 )
 
 
 @settings(max_examples=600)
 @given(MESSAGES, names, names, st.integers(1, (1 << 64) - 1), u64, st.integers(0, (1 << 32) - 1))
 def test_a_message_comes_back_as_it_was_sent(
-    message: Message, name: str, recipient: str, incarnation: int, group_number: int, slot: int
+    message: AnyMessage, name: str, recipient: str, incarnation: int, group_number: int, slot: int
 ) -> None:
     sender = Identity(name, incarnation, FOUNDING, group_number, slot)
     receiver = Identity(recipient, 7, FOUNDING, group_number, slot)
@@ -188,7 +196,7 @@ def test_a_message_comes_back_as_it_was_sent(
 
 
 @given(MESSAGES)
-def test_a_frame_adds_no_more_than_it_says(message: Message) -> None:
+def test_a_frame_adds_no_more_than_it_says(message: AnyMessage) -> None:
     carried = getattr(message, "batches", getattr(message, "entries", getattr(message, "data", b"")))
     blobs = [carried] if isinstance(carried, bytes) else [getattr(item, "data", item) for item in carried]
     overhead = len(encode(A._replace(name="n" * 63), "m" * 63, message)) - sum(map(len, blobs))
@@ -197,8 +205,8 @@ def test_a_frame_adds_no_more_than_it_says(message: Message) -> None:
 
 
 def test_every_message_has_a_kind_and_a_sample() -> None:
-    assert {type(sample) for sample in SAMPLES.values()} == set(get_args(Message))
-    assert {kind.build for kind in wire._KINDS.values()} == set(get_args(Message))
+    assert {type(sample) for sample in SAMPLES.values()} == {*get_args(Message), *get_args(SessionMessage)}
+    assert {kind.build for kind in wire._KINDS.values()} == {*get_args(Message), *get_args(SessionMessage)}
 
 
 def test_the_format_is_that_of_yesterday(rewrite: bool) -> None:
@@ -351,7 +359,7 @@ def test_random_bodies_of_every_kind_never_raise_anything_else(name: str, kind: 
 
 
 def test_an_unknown_kind_is_refused_by_that_name() -> None:
-    for kind in {0, *range(17, 256)}:
+    for kind in {0, *range(len(wire._KINDS) + 1, 256)}:
         frame = bytearray(sent(SAMPLES["heartbeat"]))
         frame[12] = kind
         assert refused(summed_again(frame)) == "kind"

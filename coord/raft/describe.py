@@ -13,6 +13,7 @@ from coord.raft.batch import COMMANDS, MEMBERSHIP, NOOP, Batch
 from coord.raft.log import Log
 from coord.raft.membership import Membership
 from coord.raft.messages import (
+    AnyMessage,
     Append,
     AppendResponse,
     Apply,
@@ -21,8 +22,9 @@ from coord.raft.messages import (
     Heartbeat,
     HeartbeatResponse,
     InstallSnapshot,
+    Keepalive,
+    KeepaliveResponse,
     MembershipChange,
-    Message,
     Persist,
     ProposalsTaken,
     Propose,
@@ -97,7 +99,7 @@ def describe_core(core: Core) -> str:
     return text + (f" HALTED: {core.halted}" if core.halted else "")
 
 
-def describe_message(message: Message) -> str:
+def describe_message(message: AnyMessage) -> str:
     return f"{type(message).__name__} term {message.term} {_MESSAGES[type(message)](message)}".rstrip()
 
 
@@ -191,6 +193,8 @@ _MESSAGES: dict[type, Callable[[Any], str]] = {
     SnapshotPull: lambda m: f"snapshot {m.index} from byte {m.offset}",
     SnapshotChunk: lambda m: f"snapshot {m.index} from byte {m.offset}: {len(m.data)} bytes",
     Unknown: lambda m: m.reason,
+    Keepalive: lambda m: f"session {m.session:x} number {m.number}",
+    KeepaliveResponse: lambda m: f"session {m.session:x} number {m.number}{'' if m.alive else ', which is over'}",
 }
 
 _COMMANDS: dict[type, Callable[[Any], str]] = {

@@ -188,6 +188,34 @@ Message = (
     | Unknown
 )
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Between the owner of a session and the leader. No part of Raft, and never given to the core.
+
+
+@dataclass(slots=True)
+class Keepalive:
+    """Its owner lives: renew `session`. Not in the log; the answer comes once a quorum has confirmed the leader."""
+
+    term: int
+    session: int
+    #: Counts the owner's keepalives; the answer repeats it, and the lease then runs from the sending of that one.
+    number: int
+
+
+@dataclass(slots=True)
+class KeepaliveResponse:
+    term: int
+    session: int
+    number: int
+    #: False: the session is over.
+    alive: bool
+
+
+SessionMessage = Keepalive | KeepaliveResponse
+#: Whatever travels between members.
+AnyMessage = Message | SessionMessage
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is kept.
 

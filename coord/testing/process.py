@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 from coord.errors import ClosedError, CoordError
 from coord.proposals import Maker, Proposal
 from coord.raft.batch import Batch
-from coord.raft.messages import Command, InstallSnapshot, Message
+from coord.raft.messages import (
+    AnyMessage,
+    Command,
+    InstallSnapshot,
+)
 from coord.raft.roles import LEADER
 from coord.reads import Read
 from coord.replica import Replica
@@ -42,16 +46,16 @@ class Watcher:
     def started(self, process: Process) -> None:
         """It has recovered."""
 
-    def before_step(self, process: Process, sender: str, message: Message) -> None:
+    def before_step(self, process: Process, sender: str, message: AnyMessage) -> None:
         """It is about to take in a message."""
 
-    def after_step(self, process: Process, sender: str, message: Message) -> None:
+    def after_step(self, process: Process, sender: str, message: AnyMessage) -> None:
         """It has."""
 
     def before_command(self, process: Process, command: Command) -> None:
         """It is about to perform one of its core's commands; all that came in was taken in."""
 
-    def sending(self, process: Process, to: str, message: Message) -> None:
+    def sending(self, process: Process, to: str, message: AnyMessage) -> None:
         """It sends this."""
 
     def applied(self, process: Process, batch: Batch) -> None:
@@ -72,7 +76,7 @@ class WatchedReplica(Replica):
 
     process: Process
 
-    def _step(self, sender: Identity, message: Message) -> None:
+    def _step(self, sender: Identity, message: AnyMessage) -> None:
         process, watcher = self.process, self.process.watcher
         watcher.before_step(process, sender.name, message)
         super()._step(sender, message)
@@ -87,7 +91,7 @@ class WatchedReplica(Replica):
         if type(command) is InstallSnapshot:
             process.watcher.installed(process, command)
 
-    def _send(self, to: str, message: Message) -> None:
+    def _send(self, to: str, message: AnyMessage) -> None:
         self.process.watcher.sending(self.process, to, message)
         super()._send(to, message)
 
@@ -95,9 +99,9 @@ class WatchedReplica(Replica):
         super()._apply(batch)
         self.process.watcher.applied(self.process, batch)
 
-    def _settle(self, sequence: int, reply: Any) -> None:
+    def settle(self, sequence: int, reply: Any) -> None:
         self.process.watcher.settling(self.process, sequence, reply)
-        super()._settle(sequence, reply)
+        super().settle(sequence, reply)
 
 
 class Process:
@@ -148,6 +152,8 @@ class Process:
             background=self._background,
             rng=self.rng,
             now=self.local(),
+            epoch=simulation.epoch,
+            alone=True,
         )
 
     def _open(self) -> SimStorage:

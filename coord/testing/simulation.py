@@ -78,6 +78,8 @@ class Simulation:
         self.watcher = watcher if watcher is not None else Watcher()
         self.trace = trace
         self.group = "simulation"
+        #: Of the group, once it is founded.
+        self.epoch = 1_000_000
         self.addresses = {name: f"ipc://{name}" for name in self.names}
         self.fingerprint = fingerprint(self.group, self.names)
         self.timeline = Timeline()

@@ -201,6 +201,28 @@ class VirtualLoop(Loop):
         self._want_turn()
         return result
 
+    def post(self, function: Callable[[], None]) -> None:
+        """With its next turn; at once when it takes no more."""
+        if self._closed or self.process.dead:
+            function()
+            return
+        self.process.calls.append(function)
+        self._want_turn()
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        simulation = self.world.simulation
+
+        def act() -> None:
+            if not self._closed and not self.process.dead:
+                self.post(function)
+
+        simulation.timeline.at(simulation.time_of(self.name, self.clock() + seconds), act)
+
+    def executor(self, name: str) -> VirtualDispatcher:
+        executor = VirtualDispatcher(self.world)
+        self._executors.append(executor)
+        return executor
+
     def when(self, condition: Callable[[], Any], deadline: float) -> Any:
         self.check()
         found: list[Any] = []
@@ -216,11 +238,12 @@ class VirtualLoop(Loop):
             raise fresh(self.replica.failure)
         return found[0] if found else None
 
-    def stop(self, timeout: float) -> None:
+    def stop(self, timeout: float, *, end_session: bool = True) -> None:
         if self._closed:
             return
         self.world.check_thread()
         self._closed = True
+        self._end_session = end_session
         self._stop_deadline = self.clock() + timeout
         if self.replica.failure is None:
             self._leave()
@@ -239,7 +262,11 @@ class VirtualLoop(Loop):
         for read in process.reads:
             read.done(error)
         process.proposals, process.reads = [], []
-        self.dispatcher.close()
+        for call in process.calls:
+            call()
+        process.calls.clear()
+        for executor in [self.dispatcher, *self._executors]:
+            executor.close()
 
     def _turn(self, longest: float = 0.0) -> None:
         """Let it have its next turn."""

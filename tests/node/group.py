@@ -64,7 +64,7 @@ class LabNode(coord.Node):
         self.network.wake()
 
     @property
-    def session(self) -> int:
+    def session_id(self) -> int:
         """The id of its present session, 0 while none is open."""
         replica = self._running_loop().replica
         return replica.numbering.session if replica.session_open else 0

@@ -92,7 +92,7 @@ def test_ephemeral_keys_belong_to_one_member(three: Group) -> None:
     a, b = three.nodes["a"].config, three.nodes["b"].config
     a.put("owned", 1, ephemeral=True)
     entry = b.entry("owned", linearizable=True)
-    assert entry is not None and entry.session == three.nodes["a"].session
+    assert entry is not None and entry.session == three.nodes["a"].session_id
     with pytest.raises(coord.Conflict, match="another live session"):
         b["owned"] = 2
     t = b.transaction()
@@ -131,7 +131,7 @@ def test_a_member_cut_off_for_longer_than_its_ttl_writes_again_exactly_once(thre
     other, cut = three.followers()
     cut.config.put("owned", 1, ephemeral=True)
     cut.config["count"] = 0
-    session = cut.session
+    session = cut.session_id
     cut.cut_off()
     # On its way while its session ends: of each of these, none or exactly one effect.
     waiting = cut.config.put_async("waiting", 1)
@@ -141,7 +141,7 @@ def test_a_member_cut_off_for_longer_than_its_ttl_writes_again_exactly_once(thre
     assert cut.config.update("count", lambda count: count + 1) == 1
     assert waiting.exception(20) is None
     assert cut.config.get("owned", linearizable=True) is None
-    assert cut.session not in (0, session)
+    assert cut.session_id not in (0, session)
     for number in range(2, 30):
         cut.config.update("count", lambda count: count + 1)
         assert leader_value(three, "count") == number
@@ -153,15 +153,15 @@ def test_a_member_cut_off_for_longer_than_its_ttl_writes_again_exactly_once(thre
 def test_a_member_whose_session_came_and_went_unseen_writes_again(three: Group, leader: LabNode) -> None:
     """Its session is opened by an entry it has not seen, and ended by another, and it gets both at once."""
     other, cut = three.followers()
-    until(lambda: cut.session, "a session")
-    first = cut.session
+    until(lambda: cut.session_id, "a session")
+    first = cut.session_id
     # It can speak, so its new session is opened; it hears nothing, so it does not learn of that.
     loop = cut._running_loop()
     replica = loop.replica
     cut.network.deaf = True
 
     def begin_anew() -> int:
-        replica._renew_session()
+        replica.own.renew("expired")
         return replica.numbering.session
 
     session: int = loop.call(begin_anew, 20.0)

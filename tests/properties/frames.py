@@ -8,11 +8,13 @@ from coord import wire
 from coord.raft.batch import COMMANDS, KINDS, Batch, encode_entry, make_batch
 from coord.raft.membership import MemberRecord, Membership
 from coord.raft.messages import (
+    AnyMessage,
     Append,
     AppendResponse,
     Heartbeat,
     HeartbeatResponse,
-    Message,
+    Keepalive,
+    KeepaliveResponse,
     Propose,
     ProposeResponse,
     ReadRequest,
@@ -71,7 +73,7 @@ digest = st.sampled_from([bytes(32), b"\xff" * 32, bytes(range(32))])
 entries = st.lists(blob.map(encode_entry), max_size=3) | st.just([encode_entry(b"")] * 500)
 
 #: Every kind of message, each field at or near a limit.
-EXTREMES: st.SearchStrategy[Message] = st.one_of(
+EXTREMES: st.SearchStrategy[AnyMessage] = st.one_of(
     st.builds(VoteRequest, number, number, number, flag, flag, st.sampled_from([-(1 << 31), -1, 0, (1 << 31) - 1])),
     st.builds(VoteResponse, number, flag, flag),
     appends(),
@@ -88,6 +90,8 @@ EXTREMES: st.SearchStrategy[Message] = st.one_of(
     st.builds(SnapshotPull, number, number, number),
     st.builds(SnapshotChunk, number, number, number, blob),
     st.builds(Unknown, number, text),
+    st.builds(Keepalive, number, unsigned, number),
+    st.builds(KeepaliveResponse, number, unsigned, number, flag),
 )
 
 

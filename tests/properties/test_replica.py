@@ -51,8 +51,10 @@ class Member:
             background=lambda task: None,
             rng=random.Random(5),
             now=self.now,
+            epoch=1,
+            alone=False,
         )
-        opening = commands.open_session(SESSION, "a", 1, 10**12, True)
+        opening = commands.open_session(SESSION, "a", 1, 10**12, True, False)
         noop = make_batch(NOOP, 3, 1, 1000, [encode_entry(b"")], 1)
         first = make_batch(COMMANDS, 3, 2, 2000, [encode_entry(opening), encode_entry(self._put(1))], 2)
         self.turn(encode(A, "b", Append(3, 0, 0, 3, 1, [noop, first])))

@@ -14,6 +14,7 @@ from coord.machine.history import History
 from coord.machine.machine import Machine
 from coord.machine.sessions import Session
 from coord.machine.snapshot import Cut
+from coord.own_session import OwnSession
 from coord.proposals import Numbering, Outbox, Proposal
 from coord.raft import batch, replication, snapshot
 from coord.raft.core import Core
@@ -71,8 +72,8 @@ EXACTLY_ONCE = [
         (
             Replica,
             "_flush",
-            "self._restart_outbox()",
-            "self._session_open = False; self.numbering.renew(self._mint_session()); self._restart_outbox()",
+            "self.restart_outbox()",
+            'self.own.renew("expired")',
         ),
         world=fickle_leaders,
     ),
@@ -102,18 +103,13 @@ EXACTLY_ONCE = [
     mutant(
         "a member whose session was ended does not open another",
         "trap 51, atomix #466",
-        (
-            Replica,
-            "_publish",
-            "self._renew_session()\n    else:",
-            "self._session_open = False\n    else:",
-        ),
+        (OwnSession, "applied", "self.renew(ended[-1] if ended else sessions.ENDED)", "self.is_open = False"),
         story=a_session_ends_while_its_member_is_away,
     ),
     mutant(
         "nobody looks for replies in a snapshot",
         "trap 54",
-        (Replica, "_settle_after_jump", "if reply is not None:", "if False:"),
+        (OwnSession, "jumped", "if reply is not None:", "if False:"),
         world=pulled_snapshots,
     ),
 ]
@@ -140,7 +136,7 @@ OUTCOMES = [
     mutant(
         "what was sent in a lost session is sent again in the next",
         "trap 51",
-        (Replica, "_lose_sent", "if proposal.sent:", "if False:"),
+        (OwnSession, "lose_sent", "if proposal.sent:", "if False:"),
         story=a_session_lost_in_a_snapshot,
     ),
     mutant(
@@ -164,13 +160,18 @@ SESSIONS = [
     mutant(
         "a new leader counts silence from before its election",
         "dissertation 6.3",
-        (Duties, "expire_sessions", "last = max(self._since, heard.get(owner, 0.0))", "last = heard.get(owner, 0.0)"),
+        (
+            Duties,
+            "expire_sessions",
+            "self._due[session] = core.now + found.ttl / _NANOSECONDS",
+            "self._due[session] = core.now",
+        ),
         world=silent_members,
     ),
     mutant(
         "a session lasts half its time",
         "dissertation 6.3",
-        (Duties, "expire_sessions", "ttl / _NANOSECONDS", "ttl / 2 / _NANOSECONDS"),
+        (Duties, "_renewed", "received_at + found.ttl / _NANOSECONDS", "received_at + found.ttl / 2 / _NANOSECONDS"),
         world=silent_members,
     ),
     mutant(

@@ -14,6 +14,7 @@ from coord import config_map
 from coord.duties import Duties
 from coord.machine.config_store import ConfigStore
 from coord.machine.machine import Machine
+from coord.own_session import OwnSession
 from coord.proposals import Numbering, Outbox, Proposal
 from coord.raft import core, election, replication, snapshot, transfer
 from coord.raft.core import Core
@@ -133,10 +134,10 @@ _PLACES: list[tuple[str, Any, str, str]] = [
     ("a pulled snapshot could not be kept", Snapshots, "_pull_failed", "self._counters"),
     ("a kept snapshot is gone", Snapshots, "read", 'return b""'),
     # Callers.
-    ("a member's session ended", Replica, "_renew_session", "self._session_open"),
-    ("a snapshot skipped the answer to a proposal", Replica, "_settle_after_jump", "self._settle("),
-    ("a session ended within a snapshot", Replica, "_lose_sent", "self.numbering.end("),
-    ("a leader lost the thread of a stream", Replica, "_on_taken", "self._restart_outbox("),
+    ("a member's session ended", OwnSession, "renew", "self.is_open = False"),
+    ("a snapshot skipped the answer to a proposal", OwnSession, "jumped", "replica.settle("),
+    ("a session ended within a snapshot", OwnSession, "lose_sent", "replica.numbering.end("),
+    ("a leader lost the thread of a stream", Replica, "_on_taken", "self.restart_outbox("),
     ("a proposal is sent again", Outbox, "remote", "self._on_the_way ="),
     ("what its caller gave up is not sent", Proposal, "may_be_sent", "return False\n    if"),
     ("a caller waits for room in the window", Numbering, "begin", "return None"),
@@ -156,7 +157,12 @@ _PLACES: list[tuple[str, Any, str, str]] = [
     ("a silent member's session is ended", Machine, "_expire_session", "self._end_session("),
     ("an ephemeral key is another's", Machine, "_write", "return replies.OWNED_BY_OTHER"),
     ("keys fall due", Machine, "_tick", "writes: list"),
-    ("a leader ends a session", Duties, "expire_sessions", "self._expiring.add("),
+    ("a leader ends a session", Duties, "_expire", "self._expiring.add("),
+    ("a session was renewed while its end was considered", Duties, "_expire", "return\n    if session in"),
+    ("a renewal comes while its session's end is on its way", Duties, "_renewed", "return\n    found"),
+    ("a renewal is of a session that is over", OwnSession, "_answered", 'lease.ended = "expired"'),
+    ("a session is given up", OwnSession, "give_up_if_lapsed", "lease.ended = LAPSED"),
+    ("a leader stood still", Duties, "expire_sessions", "self._due = {session: due + late"),
     ("a difference is told below what a watch has seen", ConfigStore, "differences", "found.setdefault(last"),
     ("a watch resumes from what is still kept", config_map, "_begin_watch", "watch.put([change"),
     ("a watch is told again of a key it has not read", Watch, "put", "self._latest.pop("),

@@ -146,17 +146,32 @@ class Hold:
         if it was released or lost before; OutcomeUnknown if no answer came in time.
         """
         self._check_process()
-        with self._mutex:
-            if self._ended:
-                raise NotHeld(f"{self._kind} {self.name!r} cannot be released: {self._what_became_of_it()}")
-            stood = self._lease().stands(self._loop.clock())
-            self._ended = RELEASED
-        answer = self._ask("release", self._loop.replica.requests.release)
+        waiter = self._loop.waiter()
+        release = partial(self._loop.replica.requests.release, self._request)
+        try:
+            with self._mutex:
+                if self._ended:
+                    raise NotHeld(f"{self._kind} {self.name!r} cannot be released: {self._what_became_of_it()}")
+                stood = self._lease().stands(self._loop.clock())
+                self._ended = RELEASED
+            self._loop.post(partial(release, waiter.done))
+            waiter.wait(self._coordinator.default_timeout)
+        except NotHeld:
+            raise
+        except BaseException:
+            # KeyboardInterrupt. It may not have come to be posted; twice does no harm.
+            with self._mutex:
+                self._ended = self._ended or RELEASED
+            self._loop.post(partial(release, _nobody))
+            raise
+        answer = waiter.answer
         if answer is None:
             raise OutcomeUnknown(
                 f"nobody has acknowledged within {self._coordinator.default_timeout:g} s that {self._kind} "
                 f"{self.name!r} is released; that goes on in the background, and ends with the session at the latest"
             )
+        if isinstance(answer, CoordError):
+            raise fresh(answer)
         if answer[0] == replies.NOT_HELD and not stood:
             raise NotHeld(f"{self._kind} {self.name!r} was lost before it was released: its lease had run out")
 
@@ -233,18 +248,12 @@ class Hold:
                 f"{self._kind} {self.name!r} was not held any more at the end of its block: {problem}"
             ) from problem
 
-    def _ask(self, what: str, begin: Callable[..., None]) -> Any:
-        """Have the loop's thread begin it, and wait for the reply; None when there is none in time."""
+    def _ask(self, what: str, begin: Callable[[Request, Callable[[Any], None]], None]) -> Any:
+        """Have the loop's thread `begin` something with it, and wait for the reply; None when there is none in time."""
         waiter = self._loop.waiter()
-        try:
-            self._loop.post(partial(begin, self._request, waiter.done))
-            if not waiter.wait(self._coordinator.default_timeout):
-                return waiter.answer
-        except BaseException:
-            if what == "release":
-                # It may not have come to be posted; twice does no harm.
-                self._loop.post(partial(begin, self._request, _nobody))
-            raise
+        self._loop.post(partial(begin, self._request, waiter.done))
+        if not waiter.wait(self._coordinator.default_timeout):
+            _log.info("%s: no answer in time to the %s of %s %r", self._loop.name, what, self._kind, self.name)
         if isinstance(waiter.answer, CoordError):
             raise fresh(waiter.answer)
         return waiter.answer

@@ -240,12 +240,12 @@ class Lock:
                 over = not self._stands(loop, hold, deadline)
                 if hold.held():
                     return hold, True
+            hold._give_up()
+            return None, over
         except BaseException:
-            # KeyboardInterrupt, too.
+            # KeyboardInterrupt, too, even in the midst of giving up.
             hold._give_up()
             raise
-        hold._give_up()
-        return None, over
 
     def _stands(self, loop: Loop, hold: Hold, deadline: float) -> bool:
         """Granted, but this process may have been paused since: then wait until it is known whether that still holds.
@@ -272,7 +272,12 @@ class Lock:
 
     def _check_not_inside(self) -> None:
         for _, hold in blocks_inside(self._coordinator):
-            if hold.name == self.name and not hold._ended and self.permits == 1 and not (self.shared and hold.shared):
+            if (
+                hold._request.name == self.name
+                and not hold._ended
+                and self.permits == 1
+                and not (self.shared and hold.shared)
+            ):
                 raise AlreadyHeld(
                     f"this thread is inside a `with` of lock {self.name!r} and would wait for itself; locks are not "
                     "re-entrant, and a shared one cannot be made exclusive. Leave that first, or use a timeout"

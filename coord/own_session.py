@@ -124,6 +124,9 @@ class OwnSession:
             replica._send(leader, Keepalive(replica.core.term, session, self._number))
 
     def on_response(self, message: KeepaliveResponse) -> None:
+        core = self._replica.core
+        if core.role != LEADER:
+            core.clock_base = max(core.clock_base, message.time)
         self._answered(message.session, message.number, message.alive)
 
     def _answered(self, session: int, number: int, alive: bool) -> None:

@@ -203,9 +203,11 @@ class Replica:
         self.own.every_turn()
         self._work()
         self.own.tell()
+        self._submitted = False
         self._answer()
         while self._submitted and self.failure is None:
             # Whoever was answered wants more, and shall not wait for the next turn.
+            self._submitted = False
             self._work()
             self._answer()
         self._due = self._deadline()
@@ -366,7 +368,6 @@ class Replica:
             found = self.outbox.remote(self.now)
             if found is not None:
                 self._send(core.leader, Propose(core.term, *found))
-        self._submitted = False
         number = self._reads.ask(self.now)
         if number is not None:
             core.read(self.now, number)
@@ -408,7 +409,9 @@ class Replica:
             self._step_core(sender, message)
 
     def _renewed(self, owner: str, message: Keepalive, alive: bool) -> None:
-        self._send(owner, KeepaliveResponse(self.core.term, message.session, message.number, alive))
+        self._send(
+            owner, KeepaliveResponse(self.core.term, message.session, message.number, self.core.cluster_time(), alive)
+        )
 
     def _step_core(self, sender: Identity, message: Message) -> None:
         if sender.name in self.core.membership.members:

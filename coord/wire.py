@@ -280,7 +280,7 @@ _KINDS: dict[int, _Kind] = {
         _kind(15, SnapshotChunk, "NN", _Tail()),
         _kind(16, Unknown, "", _Text()),
         _kind(17, Keepalive, "QN"),
-        _kind(18, KeepaliveResponse, "QN?"),
+        _kind(18, KeepaliveResponse, "QNN?"),
     )
 }
 _KIND_OF: dict[Callable[..., AnyMessage], _Kind] = {kind.build: kind for kind in _KINDS.values()}

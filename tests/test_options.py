@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from coord import options
 from coord.errors import ConfigurationError
+from coord.machine.limits import Limits
 from coord.options import Options
 
 NUMBERS = [field.name for field in fields(Options) if type(field.default) in (int, float)]
@@ -41,6 +42,18 @@ def test_the_documented_defaults() -> None:
         *(10.0, False),
         *(0.01, "auto", 0),
     )
+    assert (ours.max_lock_requests, ours.max_waiters) == (100_000, 1000)
+
+
+def test_the_defaults_of_the_state_are_the_limits_it_begins_with() -> None:
+    """Else every new group would begin by changing them."""
+    names = {"lock_requests": "max_lock_requests", "waiters": "max_waiters"}
+    for field in fields(Limits):
+        name = names.get(field.name, f"max_{field.name}")
+        assert getattr(Options(), name) == getattr(Limits(), field.name), name
+        low, high = options._RANGES[name]
+        Limits(**{field.name: int(low)})
+        Limits(**{field.name: int(high)})
 
 
 def test_the_defaults_keep_the_rules_of_a_session() -> None:

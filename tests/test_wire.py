@@ -85,7 +85,7 @@ SAMPLES: dict[str, AnyMessage] = {
     "snapshot chunk": SnapshotChunk(5, 90, 1024, b"\x00\x01\x02"),
     "unknown": Unknown(5, "größer als gedacht"),
     "keepalive": Keepalive(5, 0xABCD << 48, 77),
-    "keepalive response": KeepaliveResponse(5, 0xABCD << 48, 77, alive=True),
+    "keepalive response": KeepaliveResponse(5, 0xABCD << 48, 77, 123_000, alive=True),
 }
 
 
@@ -177,7 +177,7 @@ MESSAGES: st.SearchStrategy[AnyMessage] = st.one_of(
     st.builds(SnapshotChunk, term, number, number, st.binary(max_size=100)),
     st.builds(Unknown, term, texts),
     st.builds(Keepalive, term, u64, number),
-    st.builds(KeepaliveResponse, term, u64, number, st.booleans()),
+    st.builds(KeepaliveResponse, term, u64, number, number, st.booleans()),
 )
 
 

@@ -375,7 +375,7 @@ class Machine:
         )
 
     def cut(self) -> Cut:
-        """Return the state as it is now, to be encoded later and elsewhere. Takes about 25 ns for each key, and 100 for
+        """Return the state as it is now, to be encoded later and elsewhere. Takes about 25 ns for each key, and 150 for
         each lock."""
         return Cut(self._state())
 

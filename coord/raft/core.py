@@ -143,8 +143,8 @@ class Core:
         self.proposed: dict[str, dict[int, int]] = {}
         #: Index of this leader's first entry; reads and membership changes wait for its commit.
         self.term_start = 0
-        #: Leader: cluster time runs from `log.last_time` as found at election.
-        self._clock_base = 0
+        #: Leader: cluster time runs from here. Others: the latest they heard of, lest elections make it stand still.
+        self.clock_base = 0
         self._clock_start = 0.0
         self.transfer_state: Transfer | None = None
         #: Why the last handing over failed; "" while none has.
@@ -232,7 +232,7 @@ class Core:
         """Leader: what it would stamp into an entry now, nanoseconds. It runs while there is a leader and stands still
         between two (LogCabin's cluster clock)."""
         running = int((self.now - self._clock_start) * _NANOSECONDS)
-        return max(self._clock_base + running, self.log.last_time)
+        return max(self.clock_base + running, self.log.last_time)
 
     def disk_stalled(self) -> bool:
         """Has the oldest unanswered Persist waited longer than allowed? (trap 45)"""
@@ -520,7 +520,7 @@ class Core:
         self.transfer_state, self.transfer_failure, self.stall_handled = None, "", False
         self.lease_not_before = self.now
         self.progress = {name: Progress(self.log.last_index + 1, self.now) for name in self.others}
-        self._clock_base, self._clock_start = self.log.last_time, self.now
+        self.clock_base, self._clock_start = max(self.clock_base, self.log.last_time), self.now
         self.heartbeat_due = self.now + self.settings.heartbeat
         self.term_start = self.log.last_index + 1
         known = replication.membership_to_pin(self)

@@ -208,6 +208,9 @@ class KeepaliveResponse:
     term: int
     session: int
     number: int
+    #: Cluster time, nanoseconds. Who hears of it and leads next goes on from there: with elections more frequent than
+    #: entries, time that is only in entries would never pass (etcd #9888).
+    time: int
     #: False: the session is over.
     alive: bool
 

@@ -146,7 +146,7 @@ KNOWN_FIELDS: dict[type, set[str]] = {
         *("name", "incarnation", "settings", "rng", "now", "damage", "term", "vote", "role", "leader", "snapshot"),
         *("older_snapshot", "log", "commit", "handed", "applied", "history", "membership_committed", "seen", "gone"),
         *("granted", "refused", "haste", "vetoes", "progress", "rounds", "reads", "forwarded", "proposed"),
-        *("term_start", "_clock_base", "_clock_start", "transfer_state", "transfer_failure", "fresh_at"),
+        *("term_start", "clock_base", "_clock_start", "transfer_state", "transfer_failure", "fresh_at"),
         *("stall_handled", "verified", "answered_round", "lease_not_before", "lease_after_index", "pull"),
         *("leader_contact", "heartbeat_due", "election_due", "lone", "_out", "_seq", "_in_flight", "_saved"),
         *("_reset", "_truncate", "_appended", "_riding", "_told", "_reason", "halted"),
@@ -349,7 +349,7 @@ def _thaw_reign(core: Core, reign: FrozenReign) -> None:
 def forget_times(core: Core) -> None:
     """All that this core noted the time of, it now takes to have happened at `NOW`, and it is `NOW`."""
     core.now = core.leader_contact = core._clock_start = core.forwarded.asked_at = NOW
-    core._clock_base = 0
+    core.clock_base = 0
     core.heartbeat_due = NOW + core.settings.heartbeat if core.role == LEADER else float("inf")
     core.election_due = NOW + core.settings.election_timeout[0]
     core.rounds._times = [NOW] * len(core.rounds._times)

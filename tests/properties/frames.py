@@ -91,7 +91,7 @@ EXTREMES: st.SearchStrategy[AnyMessage] = st.one_of(
     st.builds(SnapshotChunk, number, number, number, blob),
     st.builds(Unknown, number, text),
     st.builds(Keepalive, number, unsigned, number),
-    st.builds(KeepaliveResponse, number, unsigned, number, flag),
+    st.builds(KeepaliveResponse, number, unsigned, number, number, flag),
 )
 
 

@@ -74,6 +74,22 @@ class LeadershipLost(CoordError):
     """
 
 
+class StaleToken(CoordError):
+    """The resource has accepted a newer fencing token than this one, and nothing was written.
+
+    Somebody else holds the lock now. Stop the protected work; repeating the write is of no use.
+    """
+
+    def __init__(self, *args: object, resource: str = "", token: int = 0, newest: int = 0) -> None:
+        super().__init__(*args)
+        #: What was to be written.
+        self.resource = resource
+        #: The token that was refused.
+        self.token = token
+        #: The newest token known to have been accepted; more than `token`.
+        self.newest = newest
+
+
 class NotHeld(CoordError, RuntimeError):
     """A release, or a use, of what this handle does not hold. Nothing was changed; the caller has a bug."""
 
@@ -152,6 +168,7 @@ ERRORS: tuple[type[CoordError], ...] = (
     LockTimeout,
     LockLost,
     LeadershipLost,
+    StaleToken,
     NotHeld,
     AlreadyHeld,
     SessionExpired,

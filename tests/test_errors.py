@@ -18,6 +18,7 @@ TREE: dict[str, tuple[type[BaseException], ...]] = {
     "LockTimeout": (TimeoutError,),
     "LockLost": (),
     "LeadershipLost": (),
+    "StaleToken": (),
     "NotHeld": (RuntimeError,),
     "AlreadyHeld": (RuntimeError,),
     "SessionExpired": (),
@@ -68,6 +69,7 @@ def test_no_error_is_caught_as_another_of_the_tree() -> None:
         (coord.Unavailable("no leader", leader="a"), "leader", "a"),
         (coord.OutcomeUnknown("no answer"), "leader", None),
         (coord.Compacted("watch from 40", revision=40), "revision", 40),
+        (coord.StaleToken("stale", resource="r", token=7, newest=9), "newest", 9),
     ],
     ids=lambda value: type(value).__name__,
 )

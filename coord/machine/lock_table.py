@@ -25,7 +25,8 @@ GRANTED, GONE, CHANGED = "granted", "gone", "changed"
 
 #: (session, request): the session, and the sequence of the command that asked.
 RequestId = tuple[int, int]
-#: (not before, not before for shared requests, owner whose loss caused it); cluster time, nanoseconds.
+#: (not before, not before for shared requests, owner whose loss caused it, "" if there were several); cluster time,
+#: nanoseconds.
 Delay = tuple[int, int, str]
 
 
@@ -397,10 +398,12 @@ class LockTable:
     def _close(self, lock: LockRecord, hold: Hold, now: int) -> None:
         """Put the slot of a lost hold under delay."""
         until = min(now + hold.delay, TIME_MAX)
-        not_before, not_before_shared, _ = lock.delays.get(hold.slot, (0, 0, ""))
+        not_before, not_before_shared, lost = lock.delays.get(hold.slot, (0, 0, ""))
+        # Whoever reclaims skips the whole delay, so it must be its own: several who shared may have been lost.
+        owner = hold.owner if not_before <= now or lost == hold.owner else ""
         if not hold.shared:
             not_before_shared = max(not_before_shared, until)
-        lock.delays[hold.slot] = (max(not_before, until), not_before_shared, hold.owner)
+        lock.delays[hold.slot] = (max(not_before, until), not_before_shared, owner)
         self._delays_changed(lock)
 
     def _delays_changed(self, lock: LockRecord) -> None:

@@ -330,7 +330,7 @@ def _read_delays(rows: Iterator[Any], count: int, locks: dict[str, _Lock], time:
         _check(place < (name, slot), "order of delays")
         _check(_is_number(not_before, 1, TIME_MAX) and _is_number(not_before_shared, 0, not_before), "delay")
         _check(not_before_shared == not_before or not_before_shared <= time, "delay")
-        _check(commands.is_text(owner, commands.OWNER_BYTES_MAX), "owner of a delay")
+        _check(owner == "" or commands.is_text(owner, commands.OWNER_BYTES_MAX), "owner of a delay")
         lock.delays[slot] = (not_before, not_before_shared, owner)
         place = (name, slot)
 

@@ -887,6 +887,20 @@ def test_reclaiming_what_was_not_lost_is_asking(locks: Locks) -> None:
     assert locks.ask(B, wait=False, reclaim=True)[1] == (replies.DENIED, "owner 7")
 
 
+def test_nobody_reclaims_what_several_had_lost_together(locks: Locks) -> None:
+    """The delay is the longest of theirs: it would be another's that is skipped."""
+    locks.hold(A, shared=True, delay=60)
+    locks.hold(B, shared=True, delay=1)
+    locks.expire(A)
+    locks.expire(B)
+    assert locks.machine.locks.delayed("l")[0][2] == ""
+    locks.open(70, "owner 8")
+    assert locks.ask(70, reclaim=True)[1] == (replies.WAITING,)
+    twin = Machine()
+    twin.restore(locks.machine.cut().chunks())
+    assert twin.state_hash == locks.machine.state_hash
+
+
 def test_reclaiming_is_under_the_limit_of_requests_but_not_under_that_of_the_queue() -> None:
     locks = Locks(Limits(waiters=0, lock_requests=1))
     locks.hold(A, delay=50)

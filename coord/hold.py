@@ -74,6 +74,8 @@ class Hold:
         self._mutex = threading.Lock()
         self._ended = ""
         self._reason = ""
+        #: A `with` block of it has ended.
+        self._left = False
         self._callbacks: list[Callable[[str], object]] = []
         #: Set when it ended by anything but its release.
         self.lost = threading.Event()
@@ -225,15 +227,18 @@ class Hold:
             self._give_up()
             raise error
         inside = blocks_inside(self._coordinator)
-        inside[:] = [*(entry for entry in inside if not entry[1]._ended), (by, self)]
+        # A block may be left by another thread; what was lost within one is asked for at its end still.
+        inside[:] = [*(entry for entry in inside if not entry[1]._left), (by, self)]
 
     def _exit(self, by: object, error: BaseException | None) -> None:
         """It ends: release. LockLost if it was lost, unless there is an `error` already."""
-        inside = blocks_inside(self._coordinator)
-        if (by, self) in inside:
-            inside.remove((by, self))
-        held = self.held()
+        held = False
         try:
+            self._left = True
+            held = self.held()
+            inside = blocks_inside(self._coordinator)
+            if (by, self) in inside:
+                inside.remove((by, self))
             if self._ended == LOST:
                 raise self._why_not_held()
             if not self._ended:
@@ -247,6 +252,10 @@ class Hold:
             raise self._lost_error(
                 f"{self._kind} {self.name!r} was not held any more at the end of its block: {problem}"
             ) from problem
+        except BaseException:
+            # KeyboardInterrupt, before the release was begun.
+            self._give_up()
+            raise
 
     def _ask(self, what: str, begin: Callable[[Request, Callable[[Any], None]], None]) -> Any:
         """Have the loop's thread `begin` something with it, and wait for the reply; None when there is none in time."""
@@ -262,6 +271,7 @@ class Hold:
         """It is of no use to anybody: see to it that nothing is left of it."""
         with self._mutex:
             self._ended = self._ended or GIVEN_UP
+            self._left = True
         if self._request.state != OVER:
             self._loop.post(partial(self._loop.replica.requests.abandon, self._request))
 

@@ -188,20 +188,29 @@ class Lock:
         return info
 
     def __enter__(self) -> Hold:
-        hold = self.acquire()
-        if hold is None:
-            raise LockTimeout(f"lock {self.name!r} was not granted")
-        hold._enter(self)
-        return hold
+        hold = None
+        try:
+            hold = self.acquire()
+            if hold is None:
+                raise LockTimeout(f"lock {self.name!r} was not granted")
+            hold._enter(self)
+            return hold
+        except BaseException:
+            if hold is not None:
+                hold._give_up()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        entered = [hold for by, hold in blocks_inside(self._coordinator) if by is self]
-        # None: it was entered by another thread.
-        hold = entered[-1] if entered else self._hold
-        assert hold is not None, "left without having been entered"
-        hold._exit(self, error)
+        hold = self._hold
+        try:
+            # Within this block it may have been lost, and acquired again. None: another thread has entered it.
+            entered = [hold for by, hold in blocks_inside(self._coordinator) if by is self]
+            hold = entered[-1] if entered else hold
+        finally:
+            assert hold is not None, "left without having been entered"
+            hold._exit(self, error)
 
     def __repr__(self) -> str:
         hold = self._hold

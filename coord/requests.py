@@ -16,8 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from coord.errors import ConfigurationError, CoordError, OutcomeUnknown, QueueFull, QuotaExceeded
-from coord.lease import Lease
+from coord.lease import LAPSED, Lease
 from coord.machine import commands, replies
+from coord.machine.lock_table import LockEvent
 
 if TYPE_CHECKING:
     from coord.proposals import Maker
@@ -155,6 +156,8 @@ class Requests:
         self._named: dict[tuple[int, int], Request] = {}
         #: What there was no room for yet: (request, maker, arguments, who is told the reply).
         self._backlog: deque[tuple[Request, Maker, tuple[Any, ...], Done]] = deque()
+        #: By the lock's name: whom to call when anything has happened to it, whoever asked for it.
+        self._observers: dict[str, list[Callable[[], object]]] = {}
         #: Why this member has stopped for good, or None.
         self._error: CoordError | None = None
 
@@ -212,18 +215,39 @@ class Requests:
         else:
             self._submit(request, maker, arguments, done)
 
+    def observe(self, name: str, observer: Callable[[], object]) -> None:
+        """Have `observer` called, on the loop's thread, whenever anything has happened to the lock `name`."""
+        self._observers.setdefault(name, []).append(observer)
+
+    def unobserve(self, name: str, observer: Callable[[], object]) -> None:
+        """No more of that. Harmless to repeat."""
+        observers = self._observers.get(name, [])
+        if observer in observers:
+            observers.remove(observer)
+            if not observers:
+                del self._observers[name]
+
     # ----------------------------------------------------------------------------------------------------------------
     # What happens to this member. On the loop's thread, called by the replica.
 
-    def publish(self, events: Iterable[Any]) -> None:
+    def publish(self, events: Iterable[LockEvent]) -> None:
         """After each step of the replicated state: what happened to whom in the lock table."""
         if self._backlog:
             self._drain()
-        named = self._named
+        named, observers = self._named, self._observers
+        observed: dict[str, None] = {}
         for event in events:
             request = named.get((event.session, event.request))
             if request is not None:
                 self._look(request, self._tell_later)
+            if event.name in observers:
+                observed[event.name] = None
+        self._tell_observers(observed)
+
+    def _tell_observers(self, names: Iterable[str]) -> None:
+        for name in names:
+            for observer in list(self._observers.get(name, ())):
+                observer()
 
     def jumped(self) -> None:
         """A snapshot skipped entries: look again at everything."""
@@ -231,6 +255,7 @@ class Requests:
             # The end of a session is told by `session_over`, which knows why.
             if self._replica.machine.has_session(request.session):
                 self._look(request, self._tell_later)
+        self._tell_observers(list(self._observers))
 
     def session_over(self, lease: Lease) -> None:
         """What was held in that session is lost, and what waited is asked again in the next.
@@ -348,6 +373,9 @@ class Requests:
         """It is granted: tell so, if it can be relied on. If not, the lease may yet come back, and brings it here."""
         if request.state != HELD or request.told or request.lease is None:
             return
+        if self._in_present_session(request):
+            # The session may have another lease than when it was granted.
+            request.lease = self._replica.lease
         if request.lease.stands(self._replica.now):
             self._announce(request, GRANTED)
 
@@ -398,7 +426,11 @@ class Requests:
             done(reply)
 
     def _lose(self, request: Request, reason: str) -> None:
-        self._over(request)
+        if reason == LAPSED:
+            # Nobody holds it here any more; the group may, as it may not have ended the session.
+            self._cancel(request)
+        else:
+            self._over(request)
         request.lost(request, reason)
 
     def _leave(self, request: Request) -> None:

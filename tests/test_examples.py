@@ -24,6 +24,32 @@ SAYS = {
         "iterating: delete",
         "('limits/users', 6)",
     ],
+    "lock": [
+        "a holder writes: True",
+        "meanwhile: None",
+        "why: held by 'node'",
+        "next holder writes: True",
+        "greater: True",
+        "paused one writes: False",
+        "stands: True",
+        "released: False",
+        "held: nightly",
+        "0.2 s: None",
+        "database: second",
+    ],
+    "semaphore": [
+        "never more than 2 at a time: True",
+        "none is free: held by 'node', 'node'",
+        "again 2 are free: True",
+        "refused: permits=3",
+    ],
+    "decorators": [
+        "reporting on monday; fencing token is there",
+        "same time: None",
+        "refused: lock 'reports/nightly'",
+        "sent, after",
+        "the leader: scheduled",
+    ],
 }
 PATIENCE = 60.0
 

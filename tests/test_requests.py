@@ -118,10 +118,10 @@ class Replica:
         """Another member asks for the lock, and is granted it or waits. Returns its release."""
         self._sequence += 1
         sequence = self._sequence
-        settings = {"shared": False, "permits": 1, "priority": 0, "wait": True, "delay": 0, **arguments}
-        self.apply(
-            commands.acquire(OTHER, sequence, sequence - 1, name, *settings.values(), False, b"")  # type: ignore[arg-type]
-        )
+        options = {"shared": False, "permits": 1, "priority": 0, "wait": True, "delay": 0, **arguments}
+        fields = (name, *options.values(), False, b"")
+        acquire: Callable[..., bytes] = commands.acquire
+        self.apply(acquire(OTHER, sequence, sequence - 1, *fields))
 
         def release() -> None:
             self._sequence += 1
@@ -167,7 +167,8 @@ class Replica:
     def left(self, name: str = "lock") -> list[int]:
         """Ids of this member's requests in the table, whatever the session."""
         locks = self.machine.locks
-        return [item.request for item in [*locks.holders(name), *locks.queue(name)] if item.session != OTHER]
+        holding = [hold.request for hold in locks.holders(name) if hold.session != OTHER]
+        return holding + [waiting.request for waiting in locks.queue(name) if waiting.session != OTHER]
 
 
 class Asked(Request):
@@ -245,7 +246,8 @@ def test_a_grant_in_the_same_turn_as_the_answer_to_wait_is_not_missed(replica: R
 
 
 def test_a_release_is_answered_and_leaves_nothing(replica: Replica) -> None:
-    request, heard = granted(replica), []
+    heard: list[Any] = []
+    request = granted(replica)
     replica.requests.release(request, heard.append)
     replica.settle_down()
     assert [reply[0] for reply in heard] == [replies.OK]
@@ -294,7 +296,8 @@ def test_the_successor_is_named(replica: Replica) -> None:
 
 
 def test_a_value_is_replaced(replica: Replica) -> None:
-    request, heard = granted(replica), []
+    heard: list[Any] = []
+    request = granted(replica)
     replica.requests.set_value(request, b"new", heard.append)
     replica.settle_down()
     assert [reply[0] for reply in heard] == [replies.OK]
@@ -501,7 +504,8 @@ def test_a_denial_is_one_though_its_session_has_ended_since(replica: Replica) ->
 
 
 def test_what_was_held_is_lost_once_and_a_release_says_so(replica: Replica) -> None:
-    request, heard = granted(replica), []
+    heard: list[Any] = []
+    request = granted(replica)
     replica.expire()
     replica.publish()
     assert request.losses == ["expired"]
@@ -524,7 +528,8 @@ def test_a_leader_that_says_so_before_the_log_does_is_enough(replica: Replica) -
 
 @pytest.mark.parametrize("sent", [False, True])
 def test_a_release_under_way_when_the_session_ends_is_done_by_that(replica: Replica, sent: bool) -> None:
-    request, heard = granted(replica), []
+    heard: list[Any] = []
+    request = granted(replica)
     replica.requests.release(request, heard.append)
     if sent:
         replica.send()
@@ -673,7 +678,8 @@ def test_when_the_member_stops_who_waits_is_told_why(replica: Replica, bring: Ca
 
 
 def test_when_the_member_stops_what_is_held_is_lost(replica: Replica) -> None:
-    request, heard = granted(replica), []
+    heard: list[Any] = []
+    request = granted(replica)
     replica.end(coord.ClosedError("stopped"))
     assert request.losses == ["stopped"]
     replica.requests.release(request, heard.append)
@@ -684,7 +690,8 @@ def test_when_the_member_stops_what_is_held_is_lost(replica: Replica) -> None:
 def test_when_the_member_stops_a_release_is_told_what_is_known(
     replica: Replica, sent: bool, kind: type[coord.CoordError]
 ) -> None:
-    request, heard = granted(replica), []
+    heard: list[Any] = []
+    request = granted(replica)
     replica.requests.release(request, heard.append)
     if sent:
         replica.send()
@@ -723,7 +730,8 @@ def test_what_there_is_no_room_for_waits_in_order(replica: Replica) -> None:
 
 
 def test_a_downgrade_changes_token_and_mode(replica: Replica) -> None:
-    request, heard = granted(replica), []
+    heard: list[Any] = []
+    request = granted(replica)
     before = request.token
     replica.requests.downgrade(request, heard.append)
     replica.settle_down()
@@ -734,12 +742,38 @@ def test_a_downgrade_changes_token_and_mode(replica: Replica) -> None:
 
 def test_a_release_right_behind_a_downgrade_still_releases(replica: Replica) -> None:
     """It names a token that is old by the time it is done."""
-    request, heard = granted(replica), []
+    heard: list[Any] = []
+    request = granted(replica)
     replica.requests.downgrade(request, lambda reply: None)
     replica.requests.release(request, heard.append)
     replica.settle_down()
     assert [reply[0] for reply in heard] == [replies.OK]
     assert (replica.left(), len(replica.requests)) == ([], 0)
+
+
+def test_whoever_observes_a_lock_is_called_once_for_each_step(replica: Replica) -> None:
+    told: list[str] = []
+    first, second = partial(told.append, "first"), partial(told.append, "second")
+    replica.requests.observe("lock", first)
+    replica.requests.observe("lock", second)
+    release = replica.other("lock")
+    ask(replica)
+    ask(replica, name="another")
+    replica.send()
+    replica.commit()
+    assert told == ["first", "second"]
+    replica.publish()
+    assert len(told) == 2, "nothing has happened"
+    replica.requests.unobserve("lock", first)
+    replica.requests.unobserve("lock", first)
+    release()
+    replica.publish()
+    assert told[2:] == ["second"]
+    replica.requests.jumped()
+    assert told[3:] == ["second"]
+    replica.requests.unobserve("lock", second)
+    replica.requests.jumped()
+    assert len(told) == 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------

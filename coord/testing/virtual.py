@@ -47,7 +47,8 @@ class VirtualWaiter(Waiter):
         self._answered = True
 
     def wait(self, seconds: float) -> bool:
-        return self._loop.world.wait(lambda: self._answered, seconds)
+        limit = None if seconds == float("inf") else seconds
+        return self._loop.world.wait(lambda: self._answered, limit, "this answer")
 
 
 class VirtualAnswer(Answer):

@@ -384,9 +384,13 @@ class Loop:
         """One turn of the replica, then sleep until there is something to do, `longest` seconds at most."""
         replica, transport = self.replica, self.transport
         while self._calls:
-            self._calls.popleft()()
-            if replica.failure is not None:
-                return
+            count = len(self._calls)
+            # A thread that first began a write, and then posted a call, has the write before what the call submits.
+            replica.enqueue(_drain(self._proposals))
+            for _ in range(count):
+                self._calls.popleft()()
+                if replica.failure is not None:
+                    return
         timers = self._timers
         while timers and timers[0][0] <= clock():
             heapq.heappop(timers)[2]()

@@ -189,10 +189,7 @@ class Replica:
         for event in events:
             if event.kind == GONE:
                 self.core.peer_gone(now, event.peer)
-        for proposal in proposals:
-            if proposal.session != self.numbering.session:
-                self.numbering.encode_again(proposal)
-            self.outbox.add(proposal)
+        self.enqueue(proposals)
         self._reads.add(reads)
         if now >= self.core.deadline():
             self.core.tick(now)
@@ -216,6 +213,13 @@ class Replica:
     def transfer(self, to: str | None) -> str:
         """Begin to hand leadership over; "" or why not. The next `turn` acts on it."""
         return self.core.transfer_leadership(self.now, to)
+
+    def enqueue(self, proposals: Sequence[Proposal]) -> None:
+        """Take what callers began; before anything they asked for later."""
+        for proposal in proposals:
+            if proposal.session != self.numbering.session:
+                self.numbering.encode_again(proposal)
+            self.outbox.add(proposal)
 
     def submit(self, maker: Maker, arguments: tuple[Any, ...], done: Callable[[Any], None]) -> bool:
         """Put a command on its way, on the loop's thread. False: there is no room now. It never expires."""

@@ -236,6 +236,9 @@ class Process:
 
     def turn(self) -> None:
         """As `Loop._turn`. Raises Crash when the fuse has burned down."""
+        if self.calls:
+            self.replica.enqueue(self.proposals)
+            self.proposals = []
         calls, self.calls = self.calls, deque()
         for call in calls:
             call()

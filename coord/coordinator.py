@@ -12,6 +12,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from coord import election as elections
+from coord import lock as locks
+from coord.election import Election
 from coord.errors import (
     ClosedError,
     CoordError,
@@ -21,18 +24,17 @@ from coord.errors import (
     QueueFull,
     Unavailable,
 )
+from coord.lock import Lock
 from coord.loop import Loop, fresh
 from coord.proposals import EXPIRED, WITHDRAWN, Maker
 from coord.reads import Read
+from coord.recipes import Barrier, Counter, DoubleBarrier, Party
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coord.cluster import Cluster
     from coord.config_map import ConfigMap
-    from coord.election import Election
-    from coord.lock import Lock
-    from coord.recipes import Barrier, Counter, DoubleBarrier, Party
     from coord.session import Session
 
 
@@ -139,8 +141,6 @@ class Coordinator:
 
         ConfigurationError for a name or number that cannot be.
         """
-        from coord.lock import Lock
-
         return Lock(
             self,
             name,
@@ -170,9 +170,7 @@ class Coordinator:
         on_busy: "wait" up to `timeout` seconds (-1: for ever), then LockTimeout; "skip" the call, which returns None;
             "raise" LockTimeout at once. The others as for `lock`. LockLost when the lock was lost during the call.
         """
-        from coord.lock import locked
-
-        return locked(
+        return locks.locked(
             self,
             name,
             timeout=timeout,
@@ -191,9 +189,7 @@ class Coordinator:
         `linearizable`: as of now, asking a quorum; else by the local copy: False is certain, True may be old. Either
         way it is about this moment; what must not be late is for the resource to refuse, by the token.
         """
-        from coord.lock import check_sequencer
-
-        return check_sequencer(self, text, linearizable=linearizable, timeout=timeout)
+        return locks.check_sequencer(self, text, linearizable=linearizable, timeout=timeout)
 
     def election(
         self,
@@ -213,8 +209,6 @@ class Coordinator:
         on_stuck: what to do when it has not: "log" an error, "abort" the process, or a function to call.
         lock_delay: as for `lock`.
         """
-        from coord.election import Election
-
         return Election(
             self,
             name,
@@ -229,41 +223,30 @@ class Coordinator:
         self, name: str, *, otherwise: Literal["skip", "raise"] = "skip"
     ) -> Callable[[Callable[..., T]], Callable[..., T | None]]:
         """Decorator: the function runs only in the process that leads the election `name`; in all others a call returns
-        None, or raises NotHeld. Its first call stands for election, unless the process does already."""
-        from coord.election import leader_only
-
-        return leader_only(self, name, otherwise=otherwise)
+        None, or raises NotHeld. Its first call stands for election, unless the process does already. A parameter named
+        `leadership` is given the `Leadership`."""
+        return elections.leader_only(self, name, otherwise=otherwise)
 
     def on_leader(self, fn: Callable[..., T]) -> Callable[..., T]:
         """Decorator: stand for the election "leader", and call `fn(leadership)` whenever elected."""
-        from coord.election import on_leader
-
-        return on_leader(self, fn)
+        return elections.on_leader(self, fn)
 
     # -- recipes
 
     def party(self, name: str, value: Any = None) -> Party:
         """Who is here: see `coord.recipes.Party`."""
-        from coord.recipes import Party
-
         return Party(self, name, value)
 
     def barrier(self, name: str) -> Barrier:
         """Wait until somebody lets all go on: see `coord.recipes.Barrier`."""
-        from coord.recipes import Barrier
-
         return Barrier(self, name)
 
     def double_barrier(self, name: str, count: int) -> DoubleBarrier:
         """Begin together and end together: see `coord.recipes.DoubleBarrier`."""
-        from coord.recipes import DoubleBarrier
-
         return DoubleBarrier(self, name, count)
 
     def counter(self, name: str, default: int = 0) -> Counter:
         """A number that all may add to: see `coord.recipes.Counter`."""
-        from coord.recipes import Counter
-
         return Counter(self, name, default)
 
     # -- within

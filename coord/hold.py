@@ -47,6 +47,7 @@ _WHY = {
     "stopped": "its member has stopped",
     "lapsed": "the group has not answered for the whole grace, and its session was given up",
     "gone": "the group holds it for this process no more",
+    "suspended": "its lease ran out, because the group acknowledged no renewal",
 }
 
 
@@ -78,7 +79,7 @@ class Hold:
         self._left = False
         self._callbacks: list[Callable[[str], object]] = []
         #: Set when it ended by anything but its release.
-        self.lost = threading.Event()
+        self.lost: threading.Event = loop.event()
 
     @property
     def name(self) -> str:
@@ -132,7 +133,7 @@ class Hold:
         """Have `fn(reason)` called once it is lost, at once if it is already; never if it is released first.
 
         On the thread for callbacks; what it raises is logged. Returns `fn`. Reasons: "expired", "superseded", "lapsed",
-        "closed", "stopped", "gone".
+        "closed", "stopped", "gone"; a leadership also "suspended".
         """
         with self._mutex:
             if self._ended != LOST:

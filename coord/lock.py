@@ -117,8 +117,8 @@ class Lock:
         check_name(name, "lock", commands.LOCK_NAME_BYTES_MAX)
         if name.startswith(ELECTION):
             raise ConfigurationError(f"lock name {name!r}: names that begin with {ELECTION!r} are those of elections")
-        _check_number("permits", permits, 1, commands.PERMITS_MAX)
-        _check_number("priority", priority, -commands.PRIORITY_MAX, commands.PRIORITY_MAX)
+        check_number("permits", permits, 1, commands.PERMITS_MAX)
+        check_number("priority", priority, -commands.PRIORITY_MAX, commands.PRIORITY_MAX)
         if shared and permits != 1:
             raise ConfigurationError(f"shared=True and permits={permits}: a lock is shared, or has permits; use one")
         check_delay(lock_delay)
@@ -145,7 +145,7 @@ class Lock:
         same lock, so that waiting for ever would be just that. ConfigurationError if others use the lock with another
         number of permits; QueueFull, QuotaExceeded. Whatever it raises, nothing is left behind.
         """
-        seconds = _patience(timeout, self._coordinator.default_timeout)
+        seconds = patience(timeout, self._coordinator.default_timeout)
         if not blocking:
             if timeout != -1:
                 raise ValueError(f"timeout={timeout!r} with blocking=False: what does not wait has no timeout")
@@ -303,7 +303,7 @@ def locked(
     """See `Coordinator.locked`."""
     if on_busy not in ("wait", "skip", "raise"):
         raise ConfigurationError(f'on_busy={on_busy!r}: expected "wait", "skip" or "raise"')
-    _patience(timeout, 0.0)
+    patience(timeout, 0.0)
     # What is wrong shall be found here, and not by the first call.
     Lock(coordinator, name, **options)
 
@@ -398,12 +398,18 @@ def lock_delay(given: float | None, fenced: bool, loop: Loop) -> int:
     return int(given * _NANOSECONDS)
 
 
-def _check_number(name: str, value: object, low: int, high: int) -> None:
+def group_time(replica: Replica) -> int:
+    """Cluster time as this member knows it now, nanoseconds; who does not lead may be a keepalive behind."""
+    core = replica.core
+    return max(replica.machine.time, core.cluster_time() if core.role == LEADER else core.clock_base)
+
+
+def check_number(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigurationError(f"{name}={value!r}: expected a whole number from {low} to {high}")
 
 
-def _patience(timeout: object, default: float) -> float:
+def patience(timeout: object, default: float) -> float:
     """Seconds; infinite for -1."""
     if timeout is None:
         return default
@@ -432,7 +438,7 @@ def _wants_hold(fn: Callable[..., Any]) -> bool:
 def _describe(replica: Replica, lock: Lock) -> LockInfo:
     """On the loop's thread."""
     machine, name = replica.machine, lock.name
-    now = machine.time if replica.core.role != LEADER else max(machine.time, replica.core.cluster_time())
+    now = group_time(replica)
     holders = tuple(
         Holder(hold.owner, hold.session, hold.shared, hold.slot, hold.token, _seconds(now - hold.granted_at))
         for hold in machine.locks.holders(name)

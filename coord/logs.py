@@ -74,8 +74,12 @@ class _Writer:
                 self._thread.start()
 
     def flush(self, timeout: float) -> None:
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and self._pid == os.getpid():
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            # Within it: a thread that is seen here was started.
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
     def _write(self) -> None:

@@ -181,6 +181,9 @@ class Loop:
     def waiter(self) -> Waiter:
         return Waiter()
 
+    def event(self) -> threading.Event:
+        return threading.Event()
+
     def answer(self) -> Answer:
         return Answer(self.dispatcher)
 

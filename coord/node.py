@@ -17,6 +17,7 @@ from coord.clock import clock
 from coord.cluster import Cluster
 from coord.config_map import ConfigMap
 from coord.coordinator import Coordinator, Member, Status
+from coord.election import close_all
 from coord.errors import ConfigurationError, Unavailable
 from coord.events import Counters
 from coord.loop import Loop, founding_epoch
@@ -169,8 +170,6 @@ class Node(Coordinator):
 
     def _end_elections(self, timeout: float) -> bool:
         """False: the work of a leader goes on after `timeout`."""
-        from coord.election import close_all
-
         return close_all(self, timeout)
 
     def _let_go_in_child(self) -> None:

@@ -308,6 +308,7 @@ class Requests:
                 self._replica.defer(self._refuse, request, error)
         while self._backlog:
             self._replica.defer(self._backlog.popleft()[3], error)
+        self._tell_observers(list(self._observers))
 
     # ----------------------------------------------------------------------------------------------------------------
     # Acquiring.

@@ -37,6 +37,13 @@ SAYS = {
         "0.2 s: None",
         "database: second",
     ],
+    "leader_cron": [
+        "monday: made monday",
+        "tuesday: made tuesday",
+        "the leader is killed",
+        "wednesday: nobody leads",
+        "thursday: made wednesday and thursday",
+    ],
     "semaphore": [
         "never more than 2 at a time: True",
         "none is free: held by 'node', 'node'",

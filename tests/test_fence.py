@@ -27,7 +27,8 @@ from typing import Any
 import pytest
 
 import coord
-from coord.fence import TOKEN_MAX, FenceGuard, StaleToken
+from coord.errors import StaleToken
+from coord.fence import TOKEN_MAX, FenceGuard
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = (ROOT / "docs" / "fencing.md").read_text(encoding="utf-8")

@@ -48,8 +48,26 @@ def test_the_first_code_runs_as_it_is(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("block", "printed"), [(1, ["True"]), (2, ["leads with token True", "node done"])], ids=["lock", "election"]
+)
+def test_code_runs_as_it_is(tmp_path: Path, block: int, printed: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=PYTHON[block],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(coord.__file__).parent.parent), "PYTHONWARNINGS": "error"},
+        cwd=tmp_path,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == sorted(printed)
+
+
 def test_the_test_of_a_job_passes(tmp_path: Path) -> None:
-    (tmp_path / "test_job.py").write_text(PYTHON[2])
+    (tmp_path / "test_job.py").write_text(PYTHON[4])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "coord.testing.plugin", "-p", "no:cacheprovider", "test_job.py"],
         capture_output=True,
@@ -64,9 +82,9 @@ def test_the_test_of_a_job_passes(tmp_path: Path) -> None:
 
 def test_the_node_of_three_is_accepted() -> None:
     """Its settings are checked when it is made; it is not started, as its ports and directory are the reader's."""
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 5
     done = subprocess.run(
-        [sys.executable, "-c", f"import coord\n{PYTHON[1]}print(node)"],
+        [sys.executable, "-c", f"import coord\n{PYTHON[3]}print(node)"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(coord.__file__).parent.parent)},
@@ -76,7 +94,7 @@ def test_the_node_of_three_is_accepted() -> None:
     assert (done.stdout, done.stderr) == ("coord.Node('a', group='orders')\n", "")
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)]+)\)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)", README))))
 def test_a_link_leads_somewhere(target: str) -> None:
     assert (ROOT / target).is_file()
 
@@ -103,6 +121,8 @@ def test_the_options_and_their_defaults_are_the_real_ones() -> None:
     assert shown == {
         "`heartbeat`": f"{defaults.heartbeat} s",
         "`election_timeout`": f"{defaults.election_timeout} s",
+        "`session_ttl`": f"{defaults.session_ttl:g} s",
+        "`session_grace`": f"{defaults.session_grace:g} s",
         "`default_timeout`": f"{defaults.default_timeout:g} s",
         "`priority`": f"{defaults.priority}",
         "`max_value_bytes`, `max_state_bytes`": f"{defaults.max_value_bytes // kib} KiB, "

@@ -71,6 +71,17 @@ class VirtualAnswer(Answer):
         self._world.wait(self.done, timeout, "this result")
 
 
+class VirtualEvent(threading.Event):
+    """Waiting for it is driving."""
+
+    def __init__(self, world: VirtualWorld) -> None:
+        super().__init__()
+        self._world = world
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._world.wait(self.is_set, timeout, "this event")
+
+
 class _Refusing(list[Any]):
     """Where `concurrent.futures.wait` and `as_completed` would leave word for a thread that then sleeps."""
 
@@ -139,6 +150,9 @@ class VirtualLoop(Loop):
 
     def waiter(self) -> VirtualWaiter:
         return VirtualWaiter(self)
+
+    def event(self) -> VirtualEvent:
+        return VirtualEvent(self.world)
 
     def answer(self) -> VirtualAnswer:
         return VirtualAnswer(self.dispatcher, self.world)

@@ -141,7 +141,7 @@ def test_12528_a_leader_that_stood_still_takes_that_for_silence_of_others(group:
 
 
 def test_15247_a_leader_that_was_deposed_acknowledges_renewals() -> None:
-    """Without a quorum that followed it since, it acknowledges nothing; so what it told nobody outlives its successor."""
+    """Without a quorum that followed it since, it acknowledges nothing; so nothing it told outlives its successor."""
     with Group(virtual=True, members=5, seed=5) as group:
         settle(group)
         leader, follower = group.leader(), followers(group)[0]

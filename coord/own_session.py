@@ -200,7 +200,11 @@ class OwnSession:
         """End it rather than leave that to its ttl, and open no other. True while that is under way: give the member a
         turn, and call this again."""
         replica = self._replica
-        self.leaving = True
+        if not self.leaving:
+            self.leaving = True
+            # Before it is asked for: others may be granted what was held here before this member hears of it.
+            self.lease.ended = self.lease.ended or "closed"
+            self._tell(self.lease, EXPIRED)
         if not self.is_open or replica.core.leader is None:
             return False
         if not self._closing:

@@ -1,14 +1,18 @@
 """A second opinion on the replicated state: the same rules, written a second time, with plain dicts and lists.
 
 Slow and literal on purpose. It takes commands as tuples of (name, field, ...), never bytes, and shares no code with
-what it judges; only the numbers of the replies are the same.
+what it judges; only the numbers of the replies are the same. What must not live here: who has which lock
+(`machine.reference_locks`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from machine.reference_locks import Locks
+
 OK, SESSION_ENDED, STALE, CONFLICT, OWNED_BY_OTHER, QUOTA, ID_IN_USE, OWNER_IN_USE = 0, 2, 3, 4, 5, 6, 7, 8
+HOLD_GONE, CANCELLED = 15, 16
 OVERHEAD = 256
 ENDED_MAX = 10_000
 REPLY_VALUES = 1 << 20
@@ -27,6 +31,7 @@ class Reference:
         self.keys: dict[str, dict[str, Any]] = {}
         self.sessions: dict[int, dict[str, Any]] = {}
         self.ended: list[tuple[int, int]] = []
+        self.locks = Locks()
         #: Every change ever: (revision, key, value or None).
         self.changes: list[tuple[int, str, bytes | None]] = []
 
@@ -39,9 +44,13 @@ class Reference:
         name, *fields = command
         return getattr(self, f"_{name}")(term, *fields)
 
+    @property
+    def at(self) -> tuple[int, int]:
+        return self.index, self.time
+
     # -- no session needed
 
-    def _open(self, term: int, session: int, owner: str, instance: int, ttl: int, supersedes: bool) -> Any:
+    def _open(self, term: int, session: int, owner: str, instance: int, ttl: int, supersedes: bool, gone: bool) -> Any:
         if session in self.sessions:
             found = self.sessions[session]
             if found["owner"] != owner or found["instance"] != instance:
@@ -55,7 +64,7 @@ class Reference:
         if len(self.sessions) - len(older) + 1 > self.limits["sessions"]:
             return (session, 0, (QUOTA, "sessions", self.limits["sessions"]))
         for number in older:
-            self._end(number)
+            self._end(number, lost=not gone)
         self.sessions[session] = {
             "owner": owner,
             "instance": instance,
@@ -68,12 +77,16 @@ class Reference:
 
     def _expire(self, term: int, session: int, proposer_term: int) -> None:
         if proposer_term == term and session in self.sessions:
-            self._end(session)
+            self._end(session, lost=True)
 
     def _tick(self, term: int) -> None:
         due = sorted((r["expires_at"], key) for key, r in self.keys.items() if 0 < r["expires_at"] <= self.time)
         for _, key in due[:TICK_KEYS]:
             self._remove(key)
+        self.locks.tick(self.at)
+
+    def _epoch(self, term: int, epoch: int) -> None:
+        self.locks.set_epoch(self.at, epoch)
 
     def _limits(self, term: int, replaces: int, limits: dict[str, int]) -> None:
         if replaces == self.limits_index:
@@ -98,17 +111,23 @@ class Reference:
 
     def _close(self, term: int, session: int, sequence: int, low: int) -> Any:
         def work(found: dict[str, Any]) -> Any:
-            return (OK, self.index, self._end(session))
+            return (OK, self.index, self._end(session, lost=False))
 
         return self._in_session(session, sequence, low, work)
 
     def _write(
         self, term: int, session: int, sequence: int, low: int, compares: list[Any], operations: list[Any], whole: bool
     ) -> Any:
-        """compares: (key, revision); operations: ("put", key, value, ephemeral, ttl) or ("delete", key)."""
+        """compares: (key, revision) or ("hold", name, session, request, token); operations: ("put", key, value,
+        ephemeral, ttl) or ("delete", key)."""
 
         def work(found: dict[str, Any]) -> Any:
-            for key, revision in compares:
+            for compare in compares:
+                if len(compare) == 5:
+                    if self.locks.held(*compare[1:]) is None:
+                        return (HOLD_GONE, compare[1])
+                    continue
+                key, revision = compare
                 record = self.keys.get(key)
                 if (record["revision"] if record else 0) != revision:
                     return self._conflict(found, key, record)
@@ -168,14 +187,46 @@ class Reference:
         self.changes += changed
         return (OK, self.index, len(changed))
 
+    # -- locks, in a session
+
+    def _acquire(self, term: int, session: int, sequence: int, low: int, *fields: Any) -> Any:
+        """fields: name, shared, permits, priority, wait, delay, reclaim, value."""
+
+        def work(found: dict[str, Any]) -> Any:
+            return self.locks.acquire(self.at, self.limits, (session, sequence, found["owner"]), *fields)
+
+        return self._in_session(session, sequence, low, work)
+
+    def _release(self, term: int, session: int, sequence: int, low: int, *fields: Any) -> Any:
+        """fields: name, request, token, successor."""
+        return self._in_session(session, sequence, low, lambda _: self.locks.release(self.at, session, *fields))
+
+    def _cancel(self, term: int, session: int, sequence: int, low: int, name: str, request: int) -> Any:
+        def work(found: dict[str, Any]) -> Any:
+            reply = self.locks.cancel(self.at, session, name, request)
+            if request > found["low"] and request not in found["replies"]:
+                found["replies"][request] = (CANCELLED,)
+            return reply
+
+        return self._in_session(session, sequence, low, work)
+
+    def _set_value(self, term: int, session: int, sequence: int, low: int, *fields: Any) -> Any:
+        """fields: name, request, token, value."""
+        return self._in_session(session, sequence, low, lambda _: self.locks.set_value(self.at, session, *fields))
+
+    def _downgrade(self, term: int, session: int, sequence: int, low: int, *fields: Any) -> Any:
+        """fields: name, request, token."""
+        return self._in_session(session, sequence, low, lambda _: self.locks.downgrade(self.at, session, *fields))
+
     # -- ends
 
-    def _end(self, session: int) -> int:
+    def _end(self, session: int, lost: bool) -> int:
         owned = sorted(key for key, record in self.keys.items() if record["session"] == session)
         for key in owned:
             self._remove(key)
         del self.sessions[session]
         self.ended.append((session, self.index))
+        self.locks.end_session(self.at, session, lost)
         return len(owned)
 
     def _remove(self, key: str) -> None:
@@ -183,4 +234,6 @@ class Reference:
         self.changes.append((self.index, key, None))
 
     def next_due(self) -> int | None:
-        return min((r["expires_at"] for r in self.keys.values() if r["expires_at"]), default=None)
+        due = [r["expires_at"] for r in self.keys.values() if r["expires_at"]]
+        locks = self.locks.next_due()
+        return min(due if locks is None else [*due, locks], default=None)

@@ -45,12 +45,77 @@ def contents(machine: Machine) -> dict[str, Any]:
         "limits_index": machine.limits_index,
         "keys": {key: dict(zip(names, row[:6], strict=True)) for key, row in rows.items()},
         "sessions": sessions,
+        "epoch": machine.epoch,
+        "locks": locks_of(machine),
+    }
+
+
+def locks_of(machine: Machine) -> dict[str, dict[str, Any]]:
+    """All locks, as the reference's view has them."""
+    locks = machine.locks
+    return {
+        name: {
+            "permits": locks.permits(name),
+            "holders": [hold[1:] for hold in locks.holders(name)],
+            "queue": [waiter[1:] for waiter in locks.queue(name)],
+            "delays": locks.delayed(name),
+        }
+        for name in locks.names()
     }
 
 
 def expected_contents(reference: Reference) -> dict[str, Any]:
     names = ("index", "time", "limits", "limits_index", "keys", "sessions")
-    return {name: getattr(reference, name) for name in names}
+    return {
+        **{name: getattr(reference, name) for name in names},
+        "epoch": reference.locks.epoch,
+        "locks": reference.locks.view(),
+    }
+
+
+class Invariants:
+    """What must be true of the reference's locks after every step, whatever the rules make of the commands."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        #: The highest token that any hold of a lock and slot had in earlier steps.
+        self.highest: dict[tuple[str, int], int] = {}
+        #: (session, request): the token, while it holds.
+        self.tokens: dict[tuple[int, int], int] = {}
+
+    def check(self) -> None:
+        seen: list[tuple[int, int]] = []
+        for name, lock in self.reference.locks.view().items():
+            assert lock["holders"] or lock["queue"] or lock["delays"], f"{name} is kept for nothing"
+            for x, s, _ in lock["delays"].values():
+                assert s in (0, x) or s <= self.reference.time, f"{name} opens for some at {s}, for the rest at {x}"
+            seen += [one[:2] for one in lock["holders"] + lock["queue"]]
+            for slot in {hold[4] for hold in lock["holders"]}:
+                assert 0 <= slot < lock["permits"], f"{name} has no slot {slot}"
+                self._check_slot(name, slot, [hold for hold in lock["holders"] if hold[4] == slot])
+            due = self.reference.next_due()
+            if due is None or due > self.reference.time:
+                free = self.reference.locks.first_free_slot(name, self.reference.time)
+                assert free is None, f"lost wake-up: {lock['queue'][0]} waits for slot {free} of {name}, which is free"
+        assert len(seen) == len(set(seen)), f"a request is in two places: {sorted(seen)}"
+        assert {session for session, _ in seen} <= set(self.reference.sessions), "a dead session holds or waits"
+        self._note()
+
+    def _check_slot(self, name: str, slot: int, holders: list[Any]) -> None:
+        shared = [hold[3] for hold in holders]
+        assert len(holders) == 1 or all(shared), f"slot {slot} of {name} has {holders}"
+        highest = self.highest.get((name, slot), 0)
+        news = [hold for hold in holders if self.tokens.get(hold[:2]) != hold[5]]
+        for hold in news:
+            joins = hold[3] and len(news) < len(holders)
+            assert hold[5] >= highest if joins else hold[5] > highest, f"{hold} of {name} after token {highest}"
+
+    def _note(self) -> None:
+        self.tokens = {}
+        for name, lock in self.reference.locks.view().items():
+            for hold in lock["holders"]:
+                self.tokens[hold[:2]] = hold[5]
+                self.highest[name, hold[4]] = max(self.highest.get((name, hold[4]), 0), hold[5])
 
 
 def recomputed(machine: Machine) -> int:
@@ -71,6 +136,13 @@ def check_inside(machine: Machine) -> None:
         assert all(session.low_water < sequence for sequence in session.replies)
         kept = [reply[2][0] for reply in session.replies.values() if reply[0] == 4 and reply[2] is not None]
         assert session.reply_value_bytes == sum(len(value) for value in kept if value is not None)
+    for name in machine.locks.names():
+        for hold in machine.locks.holders(name):
+            assert machine.locks.hold(hold.session, hold.request) == hold
+            assert machine.locks.waiting(hold.session, hold.request) is None
+        for waiting in machine.locks.queue(name):
+            assert machine.locks.waiting(waiting.session, waiting.request) == waiting
+            assert machine.locks.hold(waiting.session, waiting.request) is None
     revision, found = machine.store.range()
     assert revision == machine.store.revision
     assert [key for key, _ in found] == sorted(rows)
@@ -78,14 +150,28 @@ def check_inside(machine: Machine) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_reply_and_every_state_is_the_references(seed: int) -> None:
+    compare(seed, 400, locks=1 if seed % 3 else 10)
+
+
+def compare(seed: int, count: int, locks: float) -> Machine:
+    """Run one history through both; the machine at its end."""
     limits = SMALL if seed % 2 else WIDE
     machine, reference = Machine(limits), Reference(limits_as_dict(limits))
+    invariants = Invariants(reference)
     seen: list[tuple[int, str, bytes | None]] = []
-    for entry in Historian(random.Random(seed)).entries(400):
+    for entry in Historian(random.Random(seed), limits, locks).entries(count):
         outcome = machine.apply(entry.index, entry.term, entry.time, entry.payload)
-        assert outcome == reference.apply(entry.index, entry.term, entry.time, entry.logical), entry
-        assert contents(machine) == expected_contents(reference), entry
-        assert machine.next_due() == reference.next_due()
+        expected = reference.apply(entry.index, entry.term, entry.time, entry.logical)
+        assert outcome == expected, f"seed {seed}, {entry}: the machine says {outcome}, the reference {expected}"
+        invariants.check()
+        assert contents(machine) == expected_contents(reference), f"seed {seed}, {entry}"
+        assert machine.next_due() == reference.next_due(), f"seed {seed}, {entry}"
+        for kind, _, session, request in reference.locks.events:
+            if kind == "gone":
+                assert machine.locks.hold(session, request) is None
+                assert machine.locks.waiting(session, request) is None
+        events = [(kind.lower(), *rest) for kind, *rest in machine.take_lock_events()]
+        assert sorted(events) == sorted(reference.locks.take_events()), f"seed {seed}, {entry}"
         changes = machine.take_changes()
         assert not any(change.resync for change in changes)
         seen += [(c.revision, c.key, None if c.record is None else c.record.value) for c in changes]
@@ -96,6 +182,7 @@ def test_every_reply_and_every_state_is_the_references(seed: int) -> None:
     since = machine.changes_since(0)
     assert since is not None
     assert [(c.revision, c.key, None if c.record is None else c.record.value) for c in since] == reference.changes
+    return machine
 
 
 @pytest.mark.parametrize("seed", range(100, 112))
@@ -182,12 +269,40 @@ def test_the_histories_reach_every_reply_and_end() -> None:
     """A random test that never gets anywhere proves nothing."""
     seen: set[Any] = set()
     for seed in SEEDS:
-        machine = Machine(SMALL if seed % 2 else WIDE)
-        for entry in Historian(random.Random(seed)).entries(400):
+        limits = SMALL if seed % 2 else WIDE
+        machine = Machine(limits)
+        for entry in Historian(random.Random(seed), limits, 1 if seed % 3 else 10).entries(400):
+            granted = {name for name in machine.locks.names() if machine.locks.holders(name)}
+            delayed = {name for name in machine.locks.names() if machine.locks.delayed(name)}
             outcome = machine.apply(entry.index, entry.term, entry.time, entry.payload)
             if outcome is not None:
                 seen.add(outcome[2][1] if outcome[2][0] == 6 else outcome[2][0])
             seen.update(event for _, event in machine.take_session_events())
+            seen.update(rarities(entry.logical, outcome, granted, delayed, machine))
     events = {"opened", "closed", "expired", "superseded"}
-    quotas = {"value_bytes", "transaction_bytes", "state_bytes", "keys", "sessions"}
-    assert seen >= {0, 2, 3, 4, 5, 7, 8} | events | quotas
+    quotas = {"value_bytes", "transaction_bytes", "state_bytes", "keys", "sessions", "lock_requests"}
+    rare = {"joined", "reclaimed", "closed for a while", "opened again", "served after a wait", "removed by cancel"}
+    assert seen >= {0, 2, 3, 4, 5, *range(7, 17)} | events | quotas | rare
+
+
+def rarities(logical: Any, outcome: Any, granted: set[str], delayed: set[str], machine: Machine) -> set[str]:
+    """What happened to locks just now; `granted` and `delayed`: which locks were so before."""
+    found = set()
+    name = logical[0] if logical else ""
+    reply: tuple[Any, ...] = outcome[2] if outcome else (None,)
+    if name == "acquire" and reply[0] == 9:
+        lock, shared, reclaim = logical[4], logical[5], logical[10]
+        found.add("joined" if shared and lock in granted else "granted")
+        if reclaim and lock in delayed and not machine.locks.delayed(lock):
+            found.add("reclaimed")
+    elif name == "cancel" and reply[0] == 0 and reply[2] == 1:
+        found.add("removed by cancel")
+    now = {lock for lock in machine.locks.names() if machine.locks.delayed(lock)}
+    if now - delayed:
+        found.add("closed for a while")
+    if name == "tick" and delayed - now:
+        found.add("opened again")
+    events = machine.take_lock_events()
+    if name != "acquire" and any(kind.lower() == "granted" for kind, *_ in events):
+        found.add("served after a wait")
+    return found

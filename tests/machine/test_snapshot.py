@@ -318,7 +318,7 @@ DAMAGE: list[tuple[int, int, Any]] = [
     (DELAY_L, 3, -1),
     (DELAY_L, 3, 149),
     (DELAY_L, 3, 151),
-    (DELAY_L, 4, ""),
+    (DELAY_L, 4, "x" * 256),
     (DELAY_L, 4, None),
     (DELAY_S, 0, "l"),
     (DELAY_S, 1, 3),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from coord.machine.limits import Limits
+from coord.machine.lock_table import LockTable
 from coord.raft.batch import Batch
 from coord.testing.process import Process
 from machine.reference import Reference
@@ -19,7 +20,9 @@ from simulation.truth import Truth
 if TYPE_CHECKING:
     from simulation.world import World
 
-_LIMITS = ("value_bytes", "transaction_bytes", "state_bytes", "keys", "sessions")
+_LIMITS = ("value_bytes", "transaction_bytes", "state_bytes", "keys", "sessions", "lock_requests", "waiters")
+#: The commands of locks, by number.
+_OF_LOCKS = {48: "acquire", 49: "release", 50: "cancel", 51: "set_value", 52: "downgrade"}
 _OK, _SESSION_ENDED, _STALE = 0, 2, 3
 
 
@@ -49,6 +52,7 @@ class Replies:
         expected = model.apply(index, batch.term, batch.time, told) if told else None
         if outcome != expected:
             self._truth.fail(f"M1: entry {index}, {command}, is answered {outcome}; the model says {expected}")
+        self._check_locks(f"after entry {index}, {command},")
         if expected is None or expected[1] == 0:
             return
         session, sequence, reply = expected
@@ -93,6 +97,27 @@ class Replies:
         expected = {key: tuple(record[name] for name in names) for key, record in model.keys.items()}
         if found != expected or set(machine.sessions) != set(model.sessions):
             self._truth.fail(f"M1: the state at the end is {found}; the model says {expected}")
+        self._check_locks("at the end")
+
+    def _check_locks(self, when: str) -> None:
+        """Who holds, who waits, what is closed. After each entry, since at the end of most worlds nothing is left."""
+        machine, model = self._truth.machine, self._model.locks
+        found, expected = (machine.epoch, locks_of(machine.locks)), (model.epoch, model.view())
+        if found != expected:
+            self._truth.fail(f"M1: epoch and locks {when} are {found}; the model says {expected}")
+
+
+def locks_of(table: LockTable) -> dict[str, dict[str, Any]]:
+    """All locks, as the model's view has them."""
+    return {
+        name: {
+            "permits": table.permits(name),
+            "holders": [hold[1:] for hold in table.holders(name)],
+            "queue": [waiting[1:] for waiting in table.queue(name)],
+            "delays": table.delayed(name),
+        }
+        for name in table.names()
+    }
 
 
 def as_told(command: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -106,6 +131,8 @@ def as_told(command: tuple[Any, ...]) -> tuple[Any, ...] | None:
         return ("tick",)
     if number == 4:
         return ("limits", fields[0], dict(zip(_LIMITS, fields[1], strict=True)))
+    if number == 6:
+        return ("epoch", *fields)
     if number == 16:
         return ("close", *fields)
     if number == 32:
@@ -119,5 +146,8 @@ def as_told(command: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if number == 34:
         session, sequence, low, compares, operations = fields
         wanted = [("put", *op[1:]) if op[0] == 32 else ("delete", op[1]) for op in operations]
-        return ("write", session, sequence, low, [(key, revision) for _, key, revision in compares], wanted, True)
+        told = [compare[1:] if compare[0] == 1 else ("hold", *compare[1:]) for compare in compares]
+        return ("write", session, sequence, low, told, wanted, True)
+    if number in _OF_LOCKS:
+        return (_OF_LOCKS[number], *fields)
     return None

@@ -35,6 +35,7 @@ from coord.leadership import Leader, Leadership, Observation
 from coord.lock import Holder, Lock, LockInfo, WaiterInfo
 from coord.node import Node
 from coord.options import Options
+from coord.recipes import Barrier, Counter, DoubleBarrier, Party
 from coord.session import Session
 from coord.watch import Event, Watch
 
@@ -44,6 +45,7 @@ __all__ = [
     "ABSENT",
     "AlreadyHeld",
     "AuthenticationError",
+    "Barrier",
     "ClosedError",
     "Compacted",
     "ConfigMap",
@@ -51,6 +53,8 @@ __all__ = [
     "Conflict",
     "CoordError",
     "Coordinator",
+    "Counter",
+    "DoubleBarrier",
     "Election",
     "Entry",
     "Event",
@@ -72,6 +76,7 @@ __all__ = [
     "Observation",
     "Options",
     "OutcomeUnknown",
+    "Party",
     "QueueFull",
     "QuotaExceeded",
     "Session",

@@ -6,6 +6,7 @@ What must not live here: how a member runs (`coord.node`, `coord.loop`), what on
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from concurrent.futures import Future
@@ -108,6 +109,9 @@ class Coordinator:
         self._waiting_for_start: list[Callable[[Loop], None]] = []
         #: Handles that stand for election, or lead, by the election's name.
         self._elections: dict[str, list[Election]] = {}
+        #: What `coord.recipes` shares between the handles of one coordinator: parties by name, numbers of seats.
+        self._memberships: dict[str, Any] = {}
+        self._seats = itertools.count(1)
         #: Names of the locks whose `with` blocks each thread is in.
         self._inside = threading.local()
 

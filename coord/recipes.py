@@ -9,7 +9,6 @@ What must not live here: what the config map itself does (`coord.config_map`), h
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -324,7 +323,7 @@ class Party:
     def _membership(self) -> _Membership:
         # Names of parties may hold slashes, so the last part must not.
         key = self._prefix + quote(self._coordinator.name, safe="")
-        memberships: dict[str, _Membership] = vars(self._coordinator).setdefault("_memberships", {})
+        memberships: dict[str, _Membership] = self._coordinator._memberships
         return memberships.setdefault(key, _Membership(self._coordinator, key))
 
     def _present(self, store: ConfigStore) -> list[tuple[str, bytes]]:
@@ -400,7 +399,7 @@ class DoubleBarrier(_Keeper):
         super().__init__(coordinator, f"coord/double-barrier/{name}/")
         self.name = name
         self.count = count
-        number = next(vars(coordinator).setdefault("_seats", itertools.count(1)))
+        number = next(coordinator._seats)
         self._seat = f"{quote(coordinator.name, safe='')}:{number}"
         self._mode = _OUT
         #: The seats that were let through together with this one; once it has left, those that have not.

@@ -44,6 +44,15 @@ SAYS = {
         "wednesday: nobody leads",
         "thursday: made wednesday and thursday",
     ],
+    "party": [
+        "a is here, a parent",
+        "b is here, a worker",
+        "c is here, a worker",
+        "b was killed",
+        "b is back",
+        "still here: b, c",
+        "started 3 times",
+    ],
     "semaphore": [
         "never more than 2 at a time: True",
         "none is free: held by 'node', 'node'",

@@ -2,7 +2,8 @@
 
 A Unix socket, or a loopback port; one frame to ask, one or more in answer: four bytes of length, then msgpack. A
 request is [VERSION, operation, arguments]; an answer is any number of [ITEM, value], then [DONE, value] or
-[ERROR, exit code, text]. Whoever may open the socket may do everything: a data directory's is open to its owner alone.
+[ERROR, exit code, text]. Of all operations only a hold is told something meanwhile: [RELEASE], once, to end it.
+Whoever may open the socket may do everything: a data directory's is open to its owner alone.
 
 Plain sockets, as the asker must learn at once when nobody listens, and the node when an asker has gone.
 What must not live here: what the operations are (`coord.cli.control_server`).
@@ -15,6 +16,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +29,11 @@ from coord.transports.address import Address, Target, is_local, look_up, parse_b
 
 VERSION = 1
 ITEM, DONE, ERROR = "item", "done", "error"
+RELEASE = "release"
+#: What a hold's items begin with: it waits, for this holder; it is held, with this token and sequencer; nobody else is
+#: granted it before the second of these times, and it is to be wound up from the first on (of `coord.clock`, which all
+#: processes of a machine share); it is to be ended now, though it stands; it is lost.
+WAITING, HELD, LEASE, ENDING, LOST = "waiting", "held", "lease", "ending", "lost"
 #: No frame is larger: it holds the largest value a map may be set to take, and what goes with it.
 FRAME_BYTES_MAX = 2 << 20
 #: The answer comes this much later than the timeout of what was asked, at most.
@@ -90,7 +97,10 @@ def receive_frame(connection: socket.socket, deadline: float | None = None) -> A
     (length,) = _LENGTH.unpack(head)
     if not 0 < length <= FRAME_BYTES_MAX:
         raise BadControlFrame(f"a frame said to have {length} bytes")
-    data = _receive(connection, length, deadline, starting=False)
+    return _unpack(_receive(connection, length, deadline, starting=False))
+
+
+def _unpack(data: bytes) -> Any:
     try:
         return msgpack.unpackb(data)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
@@ -115,6 +125,37 @@ def _receive(connection: socket.socket, length: int, deadline: float | None, *, 
     return bytes(data)
 
 
+class FrameReader:
+    """Frames out of bytes as they come, for those who must not wait for the rest of one."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The frames that end in `data`. BadControlFrame; nothing can be fed after that."""
+        self._data += data
+        frames = []
+        while len(self._data) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._data)
+            if not 0 < length <= FRAME_BYTES_MAX:
+                raise BadControlFrame(f"a frame said to have {length} bytes")
+            end = _LENGTH.size + length
+            if len(self._data) < end:
+                break
+            frames.append(_unpack(bytes(self._data[_LENGTH.size : end])))
+            del self._data[:end]
+        return frames
+
+    @property
+    def partial(self) -> bool:
+        """Part of a frame has come."""
+        return bool(self._data)
+
+
+class Unreachable(CommandError):
+    """Nobody takes commands there, or the connection broke: another attempt may find the node again."""
+
+
 class ControlClient:
     """One connection to a running node, closed by a `with` statement. CommandError for all that goes wrong."""
 
@@ -129,7 +170,8 @@ class ControlClient:
             self._socket.connect(target.sockaddr)
         except OSError as error:
             self._socket.close()
-            raise CommandError(self._nobody(error)) from error
+            raise Unreachable(self._nobody(error)) from error
+        self._reader = FrameReader()
 
     def __enter__(self) -> ControlClient:
         return self
@@ -153,52 +195,81 @@ class ControlClient:
             if kind == ITEM:
                 yield value
 
+    # -- for those who must not wait: they poll `fileno`, and take what is there
+
+    def begin(self, operation: str, **arguments: Any) -> None:
+        """Ask, without waiting for an answer. From here on nothing blocks."""
+        with self._explained():
+            send_frame(self._socket, [VERSION, operation, arguments])
+        self._socket.setblocking(False)
+
+    def tell(self, message: object) -> None:
+        with self._explained():
+            send_frame(self._socket, message)
+
+    def arrived(self) -> list[tuple[str, Any]]:
+        """The answers that have come since. CommandError when the node refused, Unreachable when it is gone."""
+        with self._explained():
+            try:
+                data = self._socket.recv(_CHUNK_BYTES)
+            except BlockingIOError:
+                return []
+            if not data:
+                if self._reader.partial:
+                    raise BadControlFrame("it ends within a frame")
+                raise Gone
+            return [_answer_of(frame) for frame in self._reader.feed(data)]
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def _ask(self, operation: str, arguments: dict[str, Any], patience: float | None) -> Iterator[tuple[str, Any]]:
         deadline = None if patience is None else clock() + patience
-        try:
+        with self._explained():
             send_frame(self._socket, [VERSION, operation, arguments])
             if deadline is None:
                 self._socket.settimeout(None)
             while True:
-                answer = receive_frame(self._socket, deadline)
-                if not _is_answer(answer):
-                    raise BadControlFrame("an answer of unknown form")
-                if answer[0] == ERROR:
-                    raise CommandError(answer[2], answer[1])
-                yield answer[0], answer[1]
-                if answer[0] == DONE:
+                kind, value = _answer_of(receive_frame(self._socket, deadline))
+                yield kind, value
+                if kind == DONE:
                     return
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Whatever goes wrong within, as one line for the user."""
+        try:
+            yield
         except TimeoutError as error:
             raise CommandError(
                 f"the node at {self._address.text} does not answer; it may be overloaded", TIMEOUT
             ) from error
         except Gone as error:
-            raise CommandError(
-                f"the node at {self._address.text} has closed the connection; was it stopped?"
-            ) from error
+            raise Unreachable(f"the node at {self._address.text} has closed the connection; was it stopped?") from error
         except BadControlFrame as error:
             raise CommandError(f"the exchange with {self._address.text} failed: {error}") from error
         except (TypeError, ValueError, OverflowError) as error:
             raise CommandError(f"this cannot be sent: {error}", USAGE) from error
         except OSError as error:
-            raise CommandError(f"the connection to {self._address.text} broke: {error}") from error
+            raise Unreachable(f"the connection to {self._address.text} broke: {error}") from error
 
     def _nobody(self, error: OSError) -> str:
         why = error.strerror or error
         return f"no node takes commands at {self._address.text}: {why}; is it running, and as this user?"
 
 
-def _is_answer(answer: object) -> bool:
-    if not isinstance(answer, list) or len(answer) < 2:
-        return False
-    if answer[0] in (ITEM, DONE):
-        return len(answer) == 2
-    return (
-        answer[0] == ERROR
-        and len(answer) == 3
-        and answer[1] in range(FAILED, TIMEOUT + 1)
-        and isinstance(answer[2], str)
-    )
+def _answer_of(answer: object) -> tuple[str, Any]:
+    """Kind and value of a well-formed answer. CommandError if it is the node's refusal."""
+    if isinstance(answer, list) and answer:
+        if answer[0] in (ITEM, DONE) and len(answer) == 2:
+            return answer[0], answer[1]
+        if answer[0] == ERROR and len(answer) == 3 and _is_code(answer[1]) and isinstance(answer[2], str):
+            raise CommandError(answer[2], answer[1])
+    raise BadControlFrame("an answer of unknown form")
+
+
+def _is_code(value: object) -> bool:
+    return isinstance(value, int) and FAILED <= value <= TIMEOUT
 
 
 # --------------------------------------------------------------------------------------------------------------------

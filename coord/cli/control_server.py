@@ -28,6 +28,7 @@ from coord.cli.control import (
     send_frame,
     target_of,
 )
+from coord.cli.holds import Holds, list_locks
 from coord.cli.output import FAILED, NO_QUORUM, NOT_LEADER, TIMEOUT, USAGE, CommandError, exit_code
 from coord.clock import clock
 from coord.errors import ConfigurationError, CoordError, Unavailable
@@ -45,6 +46,7 @@ _TIMEOUT_MAX = 3600.0
 #: How often a watch without events looks whether its reader is still there.
 _LOOK_SECONDS = 1.0
 _KEYS_PER_ITEM = 100
+_LOCKS_PER_ITEM = 20
 
 _NUMBER = (int, float)
 _NONE = type(None)
@@ -64,13 +66,28 @@ ARGUMENTS: dict[str, dict[str, tuple[type, ...]]] = {
     "ls": {"prefix": (str,)},
     "watch": {"prefix": (str,), "from_revision": (int, _NONE), "initial": (bool,)},
     "transfer": {"to": (str, _NONE), "timeout": _NUMBER},
+    "locks": {"prefix": (str,)},
+    "hold": {
+        "kind": (str,),
+        "name": (str,),
+        "shared": (bool,),
+        "permits": (int,),
+        "priority": (int,),
+        "lock_delay": (*_NUMBER, _NONE),
+        "value": (object,),
+        "wait": (bool,),
+        "timeout": (*_NUMBER, _NONE),
+    },
 }
+#: These may wait for as long as the asker lives.
+_ENDLESS = frozenset(("hold",))
 
 
 class ControlServer:
     """Serves one node's control address, from construction to `close`. ConfigurationError if it cannot listen there."""
 
-    def __init__(self, node: Node, address: Address) -> None:
+    def __init__(self, node: Node, address: Address, directory: str | None = None) -> None:
+        """directory: the node's, for what a process that comes after this one has to know."""
         self.address = address
         #: Requests answered, and connections ended because of what they sent.
         self.served = 0
@@ -88,6 +105,7 @@ class ControlServer:
             raise
         if self._claim is not None:
             self._claim.bound()
+        self._holds = Holds(node, directory)
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._accept, name="coord-control", daemon=True)
         self._thread.start()
@@ -104,9 +122,16 @@ class ControlServer:
             if self._claim is not None:
                 self._claim.release()
 
+    def end_holds(self) -> None:
+        """Have everything that is held for other processes given back, and what they run because of it ended. Returns
+        after `Options.lease` at the most. To be called while the node runs: when it stops, all is released. Idempotent.
+        """
+        self._holds.end()
+
     def close(self, timeout: float) -> None:
         """Let requests under way be answered for `timeout` seconds, then end their connections."""
         self.stop_accepting()
+        self.end_holds()
         deadline = clock() + timeout
         with self._lock:
             connections = list(self._connections.items())
@@ -253,6 +278,13 @@ class ControlServer:
             raise CommandError(str(error), code if code == NO_QUORUM else FAILED) from error
         return self._node.cluster.leader()
 
+    def _locks(self, connection: socket.socket, prefix: str) -> None:
+        for locks in list_locks(self._node, prefix, _LOCKS_PER_ITEM):
+            send_frame(connection, [ITEM, locks])
+
+    def _hold(self, connection: socket.socket, **arguments: Any) -> None:
+        self._holds.serve(connection, arguments)
+
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "status": ControlServer._status,
@@ -262,6 +294,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "ls": ControlServer._ls,
     "watch": ControlServer._watch,
     "transfer": ControlServer._transfer,
+    "locks": ControlServer._locks,
+    "hold": ControlServer._hold,
 }
 assert _OPERATIONS.keys() == ARGUMENTS.keys()
 
@@ -283,8 +317,9 @@ def _check(request: object) -> tuple[str, dict[str, Any]]:
         # A bool is an int to python, but not to us.
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
             raise BadControlFrame(f"{operation} with a {name} of type {type(value).__name__}")
-    if not 0 <= arguments.get("timeout", 0) <= _TIMEOUT_MAX:
-        raise BadControlFrame(f"{operation} with a timeout outside 0 to {_TIMEOUT_MAX:g}")
+    timeout, longest = arguments.get("timeout"), float("inf") if operation in _ENDLESS else _TIMEOUT_MAX
+    if timeout is not None and not 0 <= timeout <= longest:
+        raise BadControlFrame(f"{operation} with a timeout outside 0 to {longest:g}")
     return operation, arguments
 
 

@@ -30,6 +30,8 @@ COMMANDS = {
     "delete": "coord.cli.config",
     "ls": "coord.cli.config",
     "watch": "coord.cli.config",
+    "lock": "coord.cli.lock",
+    "run-if-leader": "coord.cli.run",
     "wal": "coord.cli.wal",
 }
 
@@ -61,7 +63,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser: of the command asked for alone where that is plain, else of all."""
     parser = argparse.ArgumentParser(
         prog="coord",
-        description="A replicated config map inside Python processes: try it, run a member, ask one.",
+        description="Locks, elections and a config map, replicated inside Python processes: try it, run a member, "
+        "ask one.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

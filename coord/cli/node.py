@@ -16,6 +16,7 @@ import threading
 
 from coord.cli.control import control_address
 from coord.cli.control_server import ControlServer
+from coord.cli.holds import relied_on
 from coord.cli.output import FAILED, OK, complain, printable
 from coord.cli.settings import NodeSettings, add_arguments, settings_of
 from coord.errors import ClosedError, CoordError
@@ -55,12 +56,17 @@ def node(args: argparse.Namespace) -> int:
     )
     endings = _catch_signals()
     _log_to_console()
+    if not _outlast_predecessor(settings, endings):
+        print(f"{member.name} has stopped", flush=True)
+        return OK
     with member.start():
-        server = ControlServer(member, address)
+        server = ControlServer(member, address, settings.data_dir)
         try:
             _say_hello(member, settings, server)
             problem = _wait(member, endings)
             server.stop_accepting()
+            # What was held for commands is released when the member stops, so they have to end first.
+            server.end_holds()
             # Answers whoever still waits, so that the server's threads can end.
             member.stop(_STOP_SECONDS)
         finally:
@@ -88,6 +94,20 @@ def _catch_signals() -> _Endings:
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
     return endings
+
+
+def _outlast_predecessor(settings: NodeSettings, endings: _Endings) -> bool:
+    """If this member was killed, commands may still run because of what it held for them. They know for how long they
+    may, and until then it has to stay held. False: a signal came instead."""
+    seconds = relied_on(settings.data_dir, settings.options.lease)
+    if not seconds:
+        return True
+    print(f"waits {seconds:.1f} s for the commands of the process before to end", flush=True)
+    try:
+        endings.get(timeout=seconds)
+    except queue.Empty:
+        return True
+    return False
 
 
 def _wait(member: Node, endings: _Endings) -> CoordError | None:

@@ -18,7 +18,7 @@ OK, FAILED, USAGE, NO_QUORUM, NOT_LEADER, TIMEOUT = range(6)
 #: What a shell says of a process ended by Ctrl-C.
 INTERRUPTED = 130
 
-EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 3 no quorum, 4 not the leader, 5 no answer in time
+EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 3 no quorum, 4 not the leader, 5 not in time
 (a write may then have happened or not; the text on stderr says which)"""
 
 

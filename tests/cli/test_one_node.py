@@ -96,7 +96,9 @@ def test_delete(at: tuple[str, str]) -> None:
 
 
 def test_a_key_with_a_ttl_goes(at: tuple[str, str]) -> None:
-    watch = Process("watch", "ttl/", "--changes-only", "-o", "json", "--timeout", "30", *at)
+    output("put", "ttl/there", "x", *at)
+    watch = Process("watch", "ttl/", "-o", "json", "--timeout", "30", *at)
+    watch.wait_for("ttl/there")
     output("put", "ttl/k", "x", "--ttl", "0.3", *at)
     watch.wait_for('"delete"')
     assert watch.end(signal.SIGINT) == 0

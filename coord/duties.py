@@ -3,7 +3,8 @@
 All of it goes through the log, so a leader that is none any more does no harm. Renewals of sessions do not: the leader
 keeps them in memory, and acknowledges one only when
 
-- a quorum has followed it since the renewal arrived, so every later leader begins to count after it was sent;
+- a quorum has followed it since the renewal arrived, or with `lease_reads` has promised to elect nobody yet, so every
+  later leader begins to count after it was sent;
 - it has applied an entry of its own term, so no end of the session is in its log unseen;
 - no end of it is on its way that this leader itself proposed.
 

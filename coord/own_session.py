@@ -101,7 +101,7 @@ class OwnSession:
 
     @property
     def _renews(self) -> bool:
-        return self.is_open and self.lease.ended in ("", LAPSED)
+        return self.is_open and not self.leaving and self.lease.ended in ("", LAPSED)
 
     def leader_changed(self) -> None:
         """What was sent to the old one is lost; the new one counts from its own beginning."""

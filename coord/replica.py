@@ -155,7 +155,6 @@ class Replica:
         self._housekeeping_due = now
         self._disk_full = False
         self._reads = Reads()
-        #: When each member was last heard.
         self._heard: dict[str, float] = {}
         self._epoch = epoch
         self._duties: Duties | None = None
@@ -183,13 +182,14 @@ class Replica:
         self.counters.turns += 1
         if now > self._due + _LATE_HEARTBEATS * self.options.heartbeat:
             self.own.lease.late = True
+        # First what was begun first: giving up cancels, and that has numbers of its own.
+        self.enqueue(proposals)
         self.own.give_up_if_lapsed()
         for frame in frames:
             self._receive(frame)
         for event in events:
             if event.kind == GONE:
                 self.core.peer_gone(now, event.peer)
-        self.enqueue(proposals)
         self._reads.add(reads)
         if now >= self.core.deadline():
             self.core.tick(now)

@@ -16,7 +16,15 @@ from coord.testing.simulation import Hardware
 
 NEVER = float("inf")
 #: Those that keep to the rules between fields; the others are set past the checks.
-_CHECKED = ("heartbeat", "election_timeout", "session_ttl", "lease_reads", "clock_drift", "disk_stall_timeout")
+_CHECKED = (
+    "heartbeat",
+    "election_timeout",
+    "session_ttl",
+    "session_grace",
+    "lease_reads",
+    "clock_drift",
+    "disk_stall_timeout",
+)
 
 
 def tight(**settings: Any) -> Options:
@@ -90,6 +98,17 @@ class Knobs:
     client_timeout: float = 6.0
     watches: bool = True
 
+    # Locks.
+    lock_clients: int = 0
+    locks: int = 1
+    #: Mean pause of a lock's client, and mean time from one thing it does with what it holds to the next.
+    lock_think: float = 0.1
+    lock_hold: float = 0.3
+    #: Lock-delay, at most.
+    lock_delay: float = 0.0
+    #: The acknowledgement of a renewal is held up, for up to one and a half times as long as a session lasts.
+    acknowledgements_late: float = 0.0
+
     def describe(self) -> str:
         """What differs from a quiet world."""
         quiet = Knobs()
@@ -150,6 +169,7 @@ def draw(seed: int) -> Knobs:
             "heartbeat": one_of("heartbeat", 0.15, 0.3) * pace,
             "election_timeout": (1.5 * pace, 3 * pace),
             "session_ttl": one_of("session ttl", 6, 6, 20) * pace,
+            "session_grace": one_of("session grace", 0, 1, 45) * pace,
             "lease_reads": lease_reads,
             "clock_drift": drift,
             "disk_stall_timeout": one_of("stall timeout", 0.5, 1.5) * pace,
@@ -210,6 +230,12 @@ def draw(seed: int) -> Knobs:
         transactions=bool(one_of("transactions", 0, 0, 1)),
         value_bytes=int(one_of("value bytes", 1, 20, 150)),
         client_timeout=one_of("client timeout", 1, 6) * pace,
+        lock_clients=int(one_of("lock clients", 0, 0, 3, 6)),
+        locks=int(one_of("locks", 1, 3, 4)),
+        lock_think=one_of("lock think", 0.02, 0.2, 0.5),
+        lock_hold=one_of("lock hold", 0.02, 0.2, 1),
+        lock_delay=one_of("lock delay", 0, 1, 4) * pace,
+        acknowledgements_late=one_of("late acknowledgements", 0, 0, 0, 0.3, 0.9),
     )
 
 

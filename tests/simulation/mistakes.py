@@ -9,11 +9,12 @@ them (`mutants`).
 from __future__ import annotations
 
 from simulation.mistakes_consensus import CONSENSUS
+from simulation.mistakes_locks import LOCKS
 from simulation.mistakes_service import SERVICE
 from simulation.mistakes_storage import STORAGE
 from simulation.mutation import Mutant, applied
 
-MUTANTS: list[Mutant] = [*CONSENSUS, *STORAGE, *SERVICE]
+MUTANTS: list[Mutant] = [*CONSENSUS, *STORAGE, *SERVICE, *LOCKS]
 
 #: Some of each kind that are quickly found: for every run of the tests.
 QUICK = [
@@ -30,6 +31,11 @@ QUICK = [
     "every leader is given the writes under new numbers",
     "a withdrawn write is sent all the same",
     "a new leader counts silence from before its election",
+    "a leader renews its own session by itself",
+    "a lease lasts longer than its session",
+    "the newest is served first",
+    "a token is the index of the request",
+    "what is given up while it waits is not cancelled",
     "compare-and-set does not compare",
     "a watch resumes across what is forgotten",
 ]

@@ -299,3 +299,58 @@ def moving_watches(knobs: Knobs) -> None:
     knobs.think, knobs.clients, knobs.burst_every = 0.02, 6, NEVER
     knobs.writes, knobs.reads, knobs.local_reads, knobs.keys = 10, 0, 0, 4
     knobs.options["history_revisions"] = 5
+
+
+# Locks.
+
+
+def contended_locks(knobs: Knobs) -> None:
+    """Nothing goes wrong but that leaders change; many want few locks, and soon want something else."""
+    three_members(knobs)
+    knobs.lock_clients, knobs.locks, knobs.lock_think, knobs.lock_hold = 8, 2, 0.05, 0.1
+    knobs.crash_every = knobs.pause_every = knobs.clog_every = knobs.stall_every = knobs.jump_every = NEVER
+    knobs.clients, knobs.conditions.loss, knobs.client_timeout = 1, 0.0, 2.0
+    knobs.hardware.sync_time = min(knobs.hardware.sync_time, 0.01)
+
+
+def semaphores(knobs: Knobs) -> None:
+    contended_locks(knobs)
+    knobs.locks = 3
+
+
+def held_locks(knobs: Knobs) -> None:
+    """Some of five, holders or waiters, are cut off or stand still for longer than their sessions last."""
+    three_members(knobs, 5)
+    _fast_timers(knobs)
+    knobs.lock_clients, knobs.locks, knobs.lock_think, knobs.lock_hold, knobs.lock_delay = 6, 2, 0.1, 0.3, 0.0
+    knobs.options |= {"session_grace": 0.5, "max_uncommitted_bytes": 64 << 20}
+    knobs.partition_every, knobs.pause_every, knobs.stop_every, knobs.conditions.loss = 3.0, 2.5, 6.0, 0.0
+    knobs.crash_every = knobs.transfer_every = knobs.clog_every = knobs.stall_every = knobs.jump_every = NEVER
+    knobs.clients, knobs.client_timeout, knobs.kill_new_leader, knobs.chaos = 1, 6.0, 0.0, 10.0
+
+
+def delayed_locks(knobs: Knobs) -> None:
+    """And what they lose stays closed for a while."""
+    held_locks(knobs)
+    knobs.lock_delay, knobs.options["session_grace"] = 3.0, 45.0
+
+
+def old_leaders_and_locks(knobs: Knobs) -> None:
+    """Leaders hold locks, are cut off, and do not know that others lead."""
+    held_locks(knobs)
+    knobs.pause_every, knobs.crash_every, knobs.kill_new_leader = NEVER, NEVER, 0.7
+    knobs.partition_every, knobs.conditions.hold, knobs.conditions.late, knobs.notice = 0.7, True, 0.05, 0.0
+
+
+def late_acknowledgements(knobs: Knobs) -> None:
+    """Nothing is late but the acknowledgements of renewals."""
+    held_locks(knobs)
+    knobs.acknowledgements_late, knobs.conditions.loss = 0.7, 0.0
+
+
+def locks_in_snapshots(knobs: Knobs) -> None:
+    """Members live, and are so far behind that a snapshot takes them past what was granted and lost; then they lead."""
+    delayed_locks(knobs)
+    knobs.options |= {"snapshot_entries": 6, "snapshot_chunk_bytes": 4096}
+    knobs.hardware.snapshot_time, knobs.hardware.sync_time = 0.0, 0.0
+    knobs.clients, knobs.think, knobs.conditions.hold, knobs.transfer_every = 3, 0.05, False, 0.7

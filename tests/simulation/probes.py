@@ -12,7 +12,9 @@ from typing import Any
 
 from coord import config_map
 from coord.duties import Duties
+from coord.machine import lock_commands
 from coord.machine.config_store import ConfigStore
+from coord.machine.lock_table import LockTable
 from coord.machine.machine import Machine
 from coord.own_session import OwnSession
 from coord.proposals import Numbering, Outbox, Proposal
@@ -22,6 +24,7 @@ from coord.raft.log import Log
 from coord.raft.progress import Progress
 from coord.raft.read_index import ForwardedReads, PendingReads
 from coord.replica import Replica
+from coord.requests import Requests
 from coord.snapshots import Snapshots
 from coord.storage import directory, replay
 from coord.storage.disk import DiskStorage
@@ -163,6 +166,36 @@ _PLACES: list[tuple[str, Any, str, str]] = [
     ("a renewal is of a session that is over", OwnSession, "_answered", 'lease.ended = "expired"'),
     ("a session is given up", OwnSession, "give_up_if_lapsed", "lease.ended = LAPSED"),
     ("a leader stood still", Duties, "expire_sessions", "self._due = {session: due + late"),
+    ("a session that was given up comes back", OwnSession, "_answered", "self.lease = Lease(session"),
+    ("a turn comes so late that its session is in doubt", Replica, "turn", "self.own.lease.late = True"),
+    # Locks.
+    ("a lock is granted from the queue", LockTable, "pump", "granted += 1"),
+    ("somebody is made the successor", LockTable, "move_to_head", "lock.queue.insert(0"),
+    ("a lost lock is closed for a while", LockTable, "_close", "until = min("),
+    ("a lock opens again", LockTable, "tick", "lock.delays = {"),
+    ("a snapshot changes what is held", LockTable, "_differences", "yield kind"),
+    ("a lost lock is reclaimed", lock_commands, "_acquire", "table.lift_delay("),
+    ("a lock is asked for with another number of permits", lock_commands, "_acquire", "return replies.PERMITS_DIFFER"),
+    ("a lock is not to be waited for", lock_commands, "_acquire", "return replies.DENIED"),
+    ("a request is cancelled before it came", lock_commands, "_cancel", "session.remember("),
+    ("an exclusive hold becomes a shared one", lock_commands, "_downgrade", "shared = hold._replace("),
+    ("a write is too late: its lock is gone", Machine, "_transaction", "return replies.HOLD_GONE"),
+    ("a request is withdrawn before it was sent", Requests, "abandon", "self._over(request)\n    else"),
+    ("a request is given up after it was sent", Requests, "abandon", "self._cancel(request)"),
+    ("a cancelling in doubt is repeated", Requests, "_cancelled", "self._cancel(request)"),
+    ("a release meets a token of its own that it does not know", Requests, "_released", "self._cancel(request)"),
+    (
+        "what came of a request went with its session",
+        Requests,
+        "_answered",
+        "self._forget(request)\n        self._ask_again(request)\n    elif isinstance",
+    ),
+    ("a hold is lost with its session", Requests, "session_over", "self._lose("),
+    ("a request is asked again in the next session", Requests, "session_over", "self._replica.defer(self._ask_again"),
+    ("a session ends while its hold is being released", Requests, "session_over", "done = self._over("),
+    ("a hold is lost before the log says so", Requests, "lease_state", "self._lose("),
+    ("a grant waits for its lease to stand", Requests, "lease_state", "self._tell_later("),
+    ("a command for a lock waits for room", Requests, "_submit", "self._backlog.append("),
     ("a difference is told below what a watch has seen", ConfigStore, "differences", "found.setdefault(last"),
     ("a watch resumes from what is still kept", config_map, "_begin_watch", "watch.put([change"),
     ("a watch is told again of a key it has not read", Watch, "put", "self._latest.pop("),

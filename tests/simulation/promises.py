@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coord.raft.messages import (
+    AnyMessage,
     Append,
     AppendResponse,
     Heartbeat,
     HeartbeatResponse,
+    Keepalive,
+    KeepaliveResponse,
     Message,
     Propose,
     ReadResponse,
@@ -30,9 +33,9 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 #: A wish, bytes, or word to a stranger: they promise nothing.
-_HARMLESS = (Propose, SnapshotChunk, Unknown)
+_HARMLESS = (Propose, Keepalive, SnapshotChunk, Unknown)
 #: Only who leads says these.
-_LEADERS_WORDS = (Append, Heartbeat, SnapshotOffer)
+_LEADERS_WORDS = (Append, Heartbeat, SnapshotOffer, KeepaliveResponse)
 
 
 class Promises:
@@ -44,13 +47,13 @@ class Promises:
         #: The highest term each member has told anybody.
         self._told: dict[str, int] = {}
 
-    def sending(self, process: Process, to: str, message: Message) -> None:
+    def sending(self, process: Process, to: str, message: AnyMessage) -> None:
         if self._world.atlas.is_wiped(process.name):
             # Nobody may count its word; that nobody does, the rules of voting and leading see.
             return
         kind, view = type(message), self._world.disks[process.name].view
         if kind is VoteRequest or kind is VoteResponse:
-            self._on_vote_message(process, to, message)
+            self._on_vote_message(process, to, message)  # type: ignore[arg-type]
         elif kind is AppendResponse and message.success:  # type: ignore[union-attr]
             self._on_acknowledgement(process, to, message.index, message.term)  # type: ignore[union-attr]
         elif kind is HeartbeatResponse and message.term == process.replica.core.term:

@@ -12,12 +12,14 @@ from coord.raft.batch import COMMANDS, MEMBERSHIP, Batch
 from coord.raft.core import Core
 from coord.raft.membership import membership_in
 from coord.raft.messages import (
+    AnyMessage,
     Append,
     Apply,
     Command,
     Heartbeat,
     InstallSnapshot,
-    Message,
+    Keepalive,
+    KeepaliveResponse,
     Persist,
     Propose,
     ReadOk,
@@ -41,6 +43,8 @@ _FROM_LEADERS = (Append, Heartbeat, SnapshotOffer)
 #: How the command that ends somebody else's session begins.
 _EXPIRE = b"\x93\x02"
 _NANOSECONDS = 1_000_000_000
+#: Seconds: what is lost where clocks are converted.
+_ROUNDING = 1e-5
 
 
 class FlooredRead(Read):
@@ -78,9 +82,16 @@ class Rules:
         self._taken: dict[tuple[int, str], dict[int, int]] = {}
         #: Before the present step: end of log, term, vote, and what a leader thought of the sender.
         self._before: tuple[int, int, int, str, tuple[int, int]] = (0, 0, 0, "", (0, 0))
-        #: (leader, owner): when the leader's process last heard it, by the leader's clock; and since when it leads.
-        self._heard: dict[tuple[str, str], float] = {}
+        #: (term, member): when it last followed that term's leader, in the world's time.
+        self._followed_in: dict[tuple[int, str], float] = {}
+        #: (leader, session, number of a renewal): when the leader's process heard it, by its own clock and the world's.
+        self._renewals: dict[tuple[str, int, int], tuple[float, float]] = {}
+        #: (leader, session): when the newest renewal arrived that was acknowledged, by the leader's clock; and since
+        #: when each leads.
+        self._renewed: dict[tuple[str, int], float] = {}
         self._leads_since: dict[str, float] = {}
+        #: (term, session): its end was proposed in that term.
+        self._ending: set[tuple[int, int]] = set()
 
     # -----------------------------------------------------------------------------------------------------------------
     # A start.
@@ -108,12 +119,15 @@ class Rules:
     # -----------------------------------------------------------------------------------------------------------------
     # Steps.
 
-    def before_step(self, process: Process, sender: str, message: Message) -> None:
+    def before_step(self, process: Process, sender: str, message: AnyMessage) -> None:
         core = process.replica.core
         self._before = core.log.last_term, core.log.last_index, core.term, core.vote, _opinion(core, sender)
-        self._heard[process.name, sender] = process.local()
+        if type(message) is Keepalive:
+            key = process.name, message.session, message.number
+            # The first copy counts: what was acknowledged is that its owner lived then.
+            self._renewals.setdefault(key, (process.local(), self._world.timeline.now))
 
-    def after_step(self, process: Process, sender: str, message: Message) -> None:
+    def after_step(self, process: Process, sender: str, message: AnyMessage) -> None:
         core, kind = process.replica.core, type(message)
         last_term, last_index, term, vote, opinion = self._before
         if kind is VoteRequest and core.vote == sender and (core.term, core.vote) != (term, vote):
@@ -139,6 +153,7 @@ class Rules:
         if kind in _FROM_LEADERS and core.leader == sender and core.term == message.term:
             self._followed[process.name] = process.local()
             self._loyal[process.name] = core.term, self._world.timeline.now
+            self._followed_in[core.term, process.name] = self._world.timeline.now
         self.after_input(process)
 
     def _no_promise_broken(self, process: Process) -> None:
@@ -236,18 +251,57 @@ class Rules:
                     self._expires(process, payload)
 
     def _expires(self, process: Process, payload: bytes) -> None:
-        """S1: a leader ends a session only when it has led, and not heard from its owner, for a whole ttl."""
+        """S1: a leader ends a session only when it has led, and acknowledged no renewal that reached it, for a whole
+        ttl."""
         session = process.replica.machine.sessions.get(self._world.replies.session_in(payload))
         if session is None:
             return
         self._truth.note("session expired")
-        now = process.local()
-        silent = now - self._heard.get((process.name, session.owner), float("-inf"))
-        leads = now - self._leads_since[process.name]
-        ttl = session.ttl / _NANOSECONDS
+        now, own = process.local(), process.replica.own.lease
+        renewed = self._renewed.get((process.name, session.id), float("-inf"))
+        if own.session == session.id:
+            renewed = own.confirmed_at
+        silent, leads, ttl = now - renewed, now - self._leads_since[process.name], session.ttl / _NANOSECONDS
         self._require(
-            min(silent, leads) >= ttl and session.owner != process.name,
-            f"S1: ends the session of {session.owner}, heard {silent:.3f} ago, leading for {leads:.3f}, ttl {ttl:g}",
+            min(silent, leads) >= ttl,
+            f"S1: ends the session of {session.owner}, renewed {silent:.3f} ago, leading for {leads:.3f}, ttl {ttl:g}",
+            process,
+        )
+        self._ending.add((process.replica.core.term, session.id))
+
+    def acknowledges(self, process: Process, message: KeepaliveResponse) -> None:
+        """S6: what the owner of a session may rely on for a whole ttl. Another leader may have been elected; an end of
+        the session may be on its way, this leader's own or one that an older leader left behind."""
+        if not message.alive:
+            return
+        core, session = process.replica.core, message.session
+        local, heard = self._renewals[process.name, session, message.number]
+        self._acknowledged(process, session, heard)
+        self._require(core.role == LEADER, f"S6: renews session {session:x}, and does not lead", process)
+        self._renewed[process.name, session] = max(local, self._renewed.get((process.name, session), local))
+
+    def lease_confirmed(self, process: Process, session: int, sent: float) -> None:
+        """S6: a leader's own session is renewed like any other; by what it `sent`, by its clock, while it led."""
+        if process.replica.core.role == LEADER and sent > self._leads_since[process.name]:
+            self._acknowledged(process, session, self._world.time_of(process.name, sent) - _ROUNDING)
+
+    def _acknowledged(self, process: Process, session: int, since: float) -> None:
+        core = process.replica.core
+        self._require(core.leads_surely, f"S6: renews session {session:x} before it has committed in its term", process)
+        self._require(
+            (core.term, session) not in self._ending,
+            f"S6: renews session {session:x}, whose end it has proposed",
+            process,
+        )
+        if core.settings.lease_reads:
+            # By its lease nobody can be elected yet, which is as good.
+            since = min(
+                since, self._world.timeline.now - core.settings.election_timeout[0] / max(self._world.knobs.rates)
+            )
+        following = {name for name in self._world.names if self._followed_in.get((core.term, name), -1.0) >= since}
+        self._require(
+            self._truth.is_majority(len(following | {process.name})),
+            f"S6: renews session {session:x}, and only {sorted(following)} have followed it since it was asked",
             process,
         )
 

@@ -16,6 +16,8 @@ from simulation.world import Blow
 #: (knob, what would be simpler).
 _SIMPLER: list[tuple[str, float | int | bool]] = [
     ("watches", False),
+    ("lock_clients", 0),
+    ("acknowledgements_late", 0.0),
     ("stay_dead", 0),
     ("local_reads", 0),
     ("reads", 0),

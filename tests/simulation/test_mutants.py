@@ -16,7 +16,7 @@ from simulation.world import Stuck
 #: Within so many seeds.
 _SEEDS = 200
 #: How many mistakes there are at least: none may get lost.
-_MISTAKES = 130
+_MISTAKES = 175
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -30,11 +30,18 @@ _RARE = {
     "crashed while starting",
     "damage found",
     "elected",
+    "lock closed for a while",
+    "lock downgraded",
+    "lock granted",
+    "lock handed to a successor",
+    "lock shared",
     "misdirected",
     "read answered by its leader",
     "read answered to a follower",
     "read answered within a lease",
     "rot",
+    "session JEOPARDY",
+    "session SUSPENDED",
     "session expired",
     "snapshot installed",
     "started with a vote",
@@ -46,6 +53,7 @@ _RARE = {
     "watch resumed",
     "wiped",
     "withdrawn in time",
+    "written under a lock",
 }
 #: These between them have leases, snapshots, five members, rot and slow disks.
 _ALIKE = range(8)

@@ -14,7 +14,7 @@ from coord.machine import commands
 from coord.raft.batch import Batch
 from coord.raft.core import Core
 from coord.raft.describe import describe_core, describe_log, describe_progress
-from coord.raft.messages import Command, InstallSnapshot, Message, RoleChange
+from coord.raft.messages import AnyMessage, Command, InstallSnapshot, KeepaliveResponse, RoleChange
 from coord.raft.roles import LEADER
 from coord.testing.chance import stream
 from coord.testing.disk import SimDisk
@@ -25,6 +25,9 @@ from simulation.atlas import Atlas
 from simulation.clients import Clients
 from simulation.faults import Faults
 from simulation.knobs import Knobs, draw, spare_of
+from simulation.leases import Leases
+from simulation.lock_clients import LockClients
+from simulation.lock_rules import LockRules
 from simulation.promises import Promises
 from simulation.replies import Replies
 from simulation.rules import Rules
@@ -57,11 +60,12 @@ class _Oracles(Watcher):
 
     def started(self, process: Process) -> None:
         self._world.rules.started(process)
+        self._world.leases.started(process)
 
-    def before_step(self, process: Process, sender: str, message: Message) -> None:
+    def before_step(self, process: Process, sender: str, message: AnyMessage) -> None:
         self._world.rules.before_step(process, sender, message)
 
-    def after_step(self, process: Process, sender: str, message: Message) -> None:
+    def after_step(self, process: Process, sender: str, message: AnyMessage) -> None:
         self._world.rules.after_step(process, sender, message)
 
     def before_command(self, process: Process, command: Command) -> None:
@@ -69,7 +73,10 @@ class _Oracles(Watcher):
         if type(command) is RoleChange and command.role == LEADER:
             self._world.faults.new_leader(process)
 
-    def sending(self, process: Process, to: str, message: Message) -> None:
+    def sending(self, process: Process, to: str, message: AnyMessage) -> None:
+        if type(message) is KeepaliveResponse:
+            self._world.rules.acknowledges(process, message)
+            self._world.acknowledgement_leaves = True
         self._world.promises.sending(process, to, message)
 
     def applied(self, process: Process, batch: Batch) -> None:
@@ -85,6 +92,7 @@ class _Oracles(Watcher):
     def after_turn(self, process: Process) -> None:
         if process.failure is None:
             self._world.rules.after_turn(process)
+            self._world.leases.after_turn(process)
 
 
 class World(Simulation):
@@ -121,13 +129,23 @@ class World(Simulation):
         self.replies = Replies(self, self.truth)
         self.rules = Rules(self, self.truth)
         self.promises = Promises(self, self.truth)
+        self.lock_rules = LockRules(self, self.truth)
+        self.leases = Leases(self, self.truth)
         self.clients = Clients(self)
+        self.lock_clients = LockClients(self)
         #: Members nobody starts again.
         self.stay_dead: set[str] = set()
         #: The newest snapshot each member has taken in from another.
         self.installed: dict[str, int] = {}
         #: Members whose disk was made to fail since their start.
         self.failing: set[str] = set()
+        #: When the clock of each member last jumped.
+        self.jumped_at: dict[str, float] = {}
+        #: The frame that comes next acknowledges a renewal.
+        self.acknowledgement_leaves = False
+        if self.knobs.acknowledgements_late:
+            self._acknowledgements = stream(seed, "acknowledgements")
+            self._send_at_once, self.network.send = self.network.send, self._send_perhaps_later  # type: ignore[method-assign]
         #: When each member that leads was last with a quorum, for check-quorum's sake.
         self._cut_off_since: dict[str, float] = {}
         self._starting = stream(seed, "starting")
@@ -135,6 +153,7 @@ class World(Simulation):
         for name in self.names:
             self.revive(name)
         self.clients.begin()
+        self.lock_clients.begin()
 
     # -----------------------------------------------------------------------------------------------------------------
     # The two phases.
@@ -146,7 +165,7 @@ class World(Simulation):
         self._make_peace()
         longest = self.options[self.names[0]].election_timeout[1]
         recovery = RECOVERY_TIMEOUTS * longest / min(self.knobs.rates) + self.network.slowest
-        recovered_by = self.timeline.now + recovery + self._work_left()
+        recovered_by = self.timeline.now + recovery + self._work_left() + self._locks_left()
         while self._unfinished():
             if self.timeline.now > recovered_by:
                 raise Stuck(f"at {self.timeline.now:.4f}: " + "; ".join(self._unfinished()) + self._describe_all())
@@ -166,6 +185,11 @@ class World(Simulation):
         again: float = 4 * knobs.options.get("heartbeat", 0.15) / min(knobs.rates)
         tight: bool = knobs.options.get("max_uncommitted_bytes", _ROOMY) < _ROOMY
         return one * (uncommitted + behind + waiting) + again * waiting * tight
+
+    def _locks_left(self) -> float:
+        """How long what dead members held may be in the way: until their sessions are over, and then its delay."""
+        knobs, ttl = self.knobs, self.options[self.names[0]].session_ttl
+        return (ttl + knobs.lock_delay + 1.0) / min(knobs.rates) if knobs.lock_clients else 0.0
 
     def _advance(self, until: float) -> None:
         if not self.timeline.run(until, _EVENTS_MAX):
@@ -196,6 +220,7 @@ class World(Simulation):
             else:
                 self.revive(name)
         self.clients.make_peace()
+        self.lock_clients.make_peace()
 
     def healthy(self) -> list[Process]:
         """Those of whom it is expected that they serve."""
@@ -215,8 +240,10 @@ class World(Simulation):
                 missing.append(f"{process.name} waits for {len(replica._reads)} reads")
             if replica.machine.applied_index != self.truth.committed:
                 missing.append(f"{process.name} has applied {replica.machine.applied_index} of {self.truth.committed}")
+            missing += self.leases.unfinished(process)
         if not missing:
-            missing += self.clients.unfinished()
+            missing += [*self.clients.unfinished(), *self.lock_clients.unfinished(), *self.lock_rules.unfinished()]
+            missing += [left for process in healthy for left in self.leases.left_behind(process)]
         for name in self.names:
             # Harmed ones may run on; all others must.
             if self.living(name) is None and name not in self.stay_dead and not self.atlas.harm(name):
@@ -226,6 +253,7 @@ class World(Simulation):
     def _check_end(self) -> None:
         self.replies.check_end()
         self.clients.check_end()
+        self.leases.check_end()
         for process in self.healthy():
             found = process.replica.machine.state_hash
             self.truth.require(found == self.truth.machine.state_hash, "I7: another state at the end", process)
@@ -321,6 +349,8 @@ class World(Simulation):
         super().buried(process, power=power)
         name = process.name
         self.clients.died(process)
+        self.leases.died(process)
+        self.lock_clients.died(process)
         self.failing.discard(name)
         if self.disks[name].lying:
             # It would be believed, and nobody could know better: such a machine is replaced.
@@ -373,6 +403,20 @@ class World(Simulation):
             self.truth.note("transfer begun")
         self.want_turn(process, self.timeline.now)
         return not problem
+
+    def jump(self, name: str, seconds: float) -> None:
+        self.jumped_at[name] = self.timeline.now
+        super().jump(name, seconds)
+
+    def _send_perhaps_later(self, source: str, target: str, frame: bytes) -> None:
+        """As the network does; but acknowledgements of renewals are held up, for longer than a lease lasts, or less."""
+        leaves, self.acknowledgement_leaves = self.acknowledgement_leaves, False
+        chance, part = self._acknowledgements.random(), self._acknowledgements.random()
+        if leaves and not self.calm and chance < self.knobs.acknowledgements_late:
+            seconds = 1.5 * part * self.options[source].session_ttl
+            self.timeline.after(seconds, self._send_at_once, source, target, frame)
+        else:
+            self._send_at_once(source, target, frame)
 
     def cut(self, links: Iterable[Link]) -> None:
         if not self.calm:

@@ -427,7 +427,9 @@ class Candidate:
         for hook in hooks:
             try:
                 hook(*arguments)
-            except (Exception, SystemExit):
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 self.failures += 1
                 _log.exception("%s: a hook of election %r raised", self._the_loop.name, self.name)
                 return False

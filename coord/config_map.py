@@ -533,7 +533,9 @@ def _deliver(dispatcher: Dispatcher, watch: Watch, callback: Callable[[Event], o
             return
         try:
             callback(event)
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             _log.exception("the callback of the watch of %r raised; the watch goes on", watch.prefix)
     _deliver_soon(dispatcher, watch, callback)
 

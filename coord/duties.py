@@ -111,6 +111,7 @@ class Duties:
             self._due = {session: due + late for session, due in self._due.items()}
         if len(self._due) > 2 * len(sessions) + 64:
             self._due = {session: due for session, due in self._due.items() if session in sessions}
+            self._expiring &= sessions.keys()
         for session, found in sessions.items():
             due = self._due.get(session)
             if due is None:

@@ -22,7 +22,7 @@ from coord.leadership import Leader, Leadership, Observation, encode, sight
 from coord.lock import ELECTION, check_delay, check_name, check_number, patience
 from coord.logs import Log
 from coord.loop import fresh
-from coord.machine.commands import LOCK_NAME_BYTES_MAX
+from coord.machine.commands import LOCK_NAME_BYTES_MAX, OWNER_BYTES_MAX
 
 if TYPE_CHECKING:
     from coord.coordinator import Coordinator
@@ -124,8 +124,8 @@ class Election(Candidate):
         work goes on, and keeps the lock until it stops, or the session ends. Called by that work itself, it returns
         False at once, and the rest follows when that returns.
         """
-        if to is not None and not isinstance(to, str):
-            raise TypeError(f"to={to!r}: expected the name of a member, or None")
+        if to is not None:
+            check_name(to, "member", OWNER_BYTES_MAX)
         return self._give_up(RESIGNED, to or "", self._stop_timeout)
 
     def close(self) -> bool:
@@ -240,8 +240,9 @@ class Election(Candidate):
         """`run` or `lead` ends, however: nothing is left behind."""
         with self._condition:
             self._occupied = False
-            if self._term is not None:
-                self._leave_body(loop, self._term)
+            term = self._term
+        if term is not None:
+            self._leave_body(loop, term)
         self._renounce_all(RESIGNED, "")
 
     def _await_term(self, loop: Loop, seconds: float) -> Term | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from coord.errors import ConfigurationError, CoordError, LeadershipLost, OutcomeUnknown, QuotaExceeded
+from coord.errors import ConfigurationError, CoordError, LeadershipLost, NotHeld, OutcomeUnknown, QuotaExceeded
 from coord.hold import RELEASED, Hold
 from coord.lock import group_time
 from coord.logs import Log
@@ -23,7 +23,6 @@ from coord.machine.values import UnstorableValue, decode_value, encode_value
 
 if TYPE_CHECKING:
     from coord.coordinator import Coordinator
-    from coord.lease import Lease
     from coord.loop import Loop
     from coord.replica import Replica
     from coord.requests import Request
@@ -113,7 +112,8 @@ class Leadership(Hold):
     def release(self) -> None:
         """Resign: as `Election.resign()`."""
         self._check_process()
-        self.check()
+        if self.stopping.is_set():
+            raise NotHeld(f"leadership {self.name!r} cannot be resigned: that is under way, or it is over")
         self._on_release()
 
     def downgrade(self) -> int:
@@ -188,7 +188,8 @@ class Observation:
         self._error: CoordError | None = None
         self._closed = False
         # Without a callback it is only as good as its iterator, so it is not kept alive.
-        self._feed = _Feed(loop, lock, (lambda: self) if callback is not None else weakref.ref(self))
+        self._feed = feed = _Feed(loop, lock, (lambda: self) if callback is not None else weakref.ref(self))
+        weakref.finalize(self, _end_feed, loop, feed).atexit = False
         loop.post(self._feed.begin)
 
     def __iter__(self) -> Observation:
@@ -263,7 +264,9 @@ class Observation:
                 leader = self._take()
             try:
                 self._callback(leader)
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 _log.exception("a callback for a change of leader raised; it will be called again for the next")
 
 
@@ -277,7 +280,6 @@ class _Feed:
 
     def begin(self) -> None:
         self._replica.requests.observe(self._lock, self.look)
-        self._replica.own.watchers.append(self._lease_changed)
         self.look()
 
     def look(self) -> None:
@@ -292,14 +294,11 @@ class _Feed:
 
     def end(self) -> None:
         self._replica.requests.unobserve(self._lock, self.look)
-        watchers = self._replica.own.watchers
-        if self._lease_changed in watchers:
-            watchers.remove(self._lease_changed)
 
-    def _lease_changed(self, lease: Lease, state: str) -> None:
-        """Nobody else tells that the member stops."""
-        if self._replica.failure is not None:
-            self.look()
+
+def _end_feed(loop: Loop, feed: _Feed) -> None:
+    if loop.running:
+        loop.post(feed.end)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

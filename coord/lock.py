@@ -138,17 +138,18 @@ class Lock:
         """Get the lock; None when it could not be had in time, and then nothing is left in its queue.
 
         timeout: seconds, of one deadline for everything; -1: for ever; None: `default_timeout`. When they are over it
-        returns, whatever hangs. `blocking=False` asks once and does not wait in the queue; Unavailable if there is no
-        answer within `default_timeout`.
+        returns, whatever hangs. `blocking=False`, or 0, asks once and does not wait in the queue; Unavailable if there
+        is no answer within `default_timeout`.
 
         AlreadyHeld if this handle holds, or is being acquired, already; or if this thread is inside a `with` of the
         same lock, so that waiting for ever would be just that. ConfigurationError if others use the lock with another
         number of permits; QueueFull, QuotaExceeded. Whatever it raises, nothing is left behind.
         """
         seconds = patience(timeout, self._coordinator.default_timeout)
-        if not blocking:
-            if timeout != -1:
-                raise ValueError(f"timeout={timeout!r} with blocking=False: what does not wait has no timeout")
+        if not blocking and timeout != -1:
+            raise ValueError(f"timeout={timeout!r} with blocking=False: what does not wait has no timeout")
+        waits = bool(blocking) and seconds != 0
+        if not waits:
             seconds = self._coordinator.default_timeout
         loop = self._coordinator._running_loop()
         loop.check()
@@ -157,7 +158,7 @@ class Lock:
         deadline, hold, over = loop.clock() + seconds, None, False
         try:
             while not over:
-                hold, over = self._try(loop, bool(blocking), deadline)
+                hold, over = self._try(loop, waits, deadline)
             return hold
         except BaseException:
             if hold is not None:

@@ -119,7 +119,10 @@ class Dispatcher:
 def attempt(task: Callable[[], None]) -> None:
     try:
         task()
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        # SystemExit and asyncio.CancelledError, too: one callback must not end the thread of all.
         _log.exception("a callback raised; it will be called again for the next event")
 
 
@@ -446,12 +449,13 @@ class Loop:
 
     def _let_go(self) -> None:
         self._closed = True
-        self._ended.set()
-        for worker in list(self._workers):
-            worker.join(2.0)
         replica = self._replica
         if replica is not None:
             replica.end(ClosedError(f"member {self.name!r} has been stopped"))
+        # From here on callers' threads run what they post themselves.
+        self._ended.set()
+        for worker in list(self._workers):
+            worker.join(2.0)
         self._sweep()
         self.transport.close()
         if replica is not None:

@@ -26,7 +26,7 @@ from coord.raft.roles import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
 from coord.replica import Replica
 from coord.session import Session
 from coord.storage.base import Storage
-from coord.storage.directory import DataDirectory, open_directory
+from coord.storage.directory import DataDirectory, boot_id, open_directory
 from coord.storage.disk import DiskStorage
 from coord.storage.volatile import VolatileStorage
 from coord.transports.address import is_local, parse_bind, parse_peer
@@ -165,6 +165,8 @@ class Node(Coordinator):
         self._unexpose()
         self._unexpose = _nothing
         # Work that has not stopped keeps its lock, until that lapses: nobody else shall begin meanwhile.
+        if not stopped:
+            _left_at_work.add(self._place())
         self._loop.stop(max(0.0, deadline - self._loop.clock()), end_session=stopped)
         _started.discard(self)
 
@@ -292,12 +294,28 @@ class Node(Coordinator):
                 rng=rng,
                 now=clock(),
                 epoch=founding_epoch(),
-                # The lock on the data directory says so.
-                alone=directory is not None,
+                alone=self._is_alone(directory),
             )
         except BaseException:
             storage.close()
             raise
+
+    def _is_alone(self, directory: DataDirectory | None) -> bool:
+        """Whether nothing that an earlier process of this member had begun can still be at work. The lock on the data
+        directory says so, if that was last used on this machine; work that an earlier node of this process left behind
+        is another matter."""
+        if directory is None:
+            return False
+        try:
+            same_machine = directory.note_boot(boot_id())
+        except OSError as error:
+            raise ConfigurationError(
+                f"data_dir {directory.path!r} cannot be written ({error}); nothing was started; fix its mount or space"
+            ) from error
+        return same_machine and self._place() not in _left_at_work
+
+    def _place(self) -> str:
+        return os.path.realpath(self._data_dir) if self._data_dir is not None else ""
 
     def _expose(self, loop: Loop) -> None:
         """Register with Prometheus, if wanted. Imported only here: who wants no metrics does not pay for them."""
@@ -311,6 +329,8 @@ class Node(Coordinator):
         self._unexpose = lambda: collector.unregister(source, registry)
 
 
+#: Data directories of nodes that were stopped in this process while the work of a leader went on.
+_left_at_work: set[str] = set()
 #: Nodes started in this process.
 _started: weakref.WeakSet[Node] = weakref.WeakSet()
 

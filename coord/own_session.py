@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from coord.errors import ClosedError, CoordError, OutcomeUnknown
 from coord.lease import EXPIRED, LAPSED, SUSPENDED, Lease
-from coord.machine import commands, sessions
+from coord.machine import commands, replies, sessions
 from coord.raft.batch import encode_entry
 from coord.raft.messages import Keepalive, KeepaliveResponse
 from coord.raft.roles import LEADER
@@ -56,6 +56,10 @@ class OwnSession:
         self._closing = False
         #: When the open of the present session was first given to a leader.
         self._asked_at: float | None = None
+        #: The session of this member that the open is to replace, as far as is known here.
+        self._replaces = 0
+        #: When an open that was refused for want of room is to be tried again.
+        self._ask_again_at = float("inf")
         self._number = 0
         self._sent: dict[int, float] = {}
         self._renew_at = float("-inf")
@@ -73,9 +77,26 @@ class OwnSession:
             return []
         if self._asked_at is None:
             self._asked_at = self._replica.now
+        self._replaces = self._replica.machine.session_of(self._replica.identity.name) or self._replaces
         ttl = int(self._options.session_ttl * _NANOSECONDS)
         name = self._replica.identity.name
-        return [encode_entry(commands.open_session(self.lease.session, name, self._instance, ttl, True, self._alone))]
+        opening = commands.open_session(self.lease.session, name, self._instance, ttl, self._replaces, self._alone)
+        return [encode_entry(opening)]
+
+    def opened(self, reply: replies.Reply) -> None:
+        """The answer to its open."""
+        status, replica = reply[0], self._replica
+        if status == replies.OWNER_IN_USE:
+            # This member has another session than was known here.
+            self._replaces = reply[1]
+            replica.restart_outbox()
+        elif status == replies.QUOTA:
+            self._ask_again_at = replica.now + self._options.keepalive
+        elif status in (replies.SESSION_ENDED, replies.SESSION_ID_IN_USE):
+            if status == replies.SESSION_ENDED:
+                # It was opened, and ended, in what a snapshot made us skip; and so may be what we sent in it.
+                self.lose_sent()
+            self.renew(sessions.ENDED)
 
     def applied(self) -> None:
         """After each step of the replicated state: it may have been opened, or ended, or both at once."""
@@ -96,6 +117,9 @@ class OwnSession:
 
     def every_turn(self) -> None:
         now = self._replica.now
+        if now >= self._ask_again_at:
+            self._ask_again_at = float("inf")
+            self._replica.restart_outbox()
         if self._renews and now >= self._renew_at and now < self.beat_by:
             self._renew(now)
 
@@ -123,9 +147,10 @@ class OwnSession:
         else:
             replica._send(leader, Keepalive(replica.core.term, session, self._number))
 
-    def on_response(self, message: KeepaliveResponse) -> None:
+    def on_response(self, sender: str, message: KeepaliveResponse) -> None:
         core = self._replica.core
-        if core.role != LEADER:
+        asked = message.session == self.lease.session and message.number in self._sent
+        if asked and (sender, message.term) == (core.leader, core.term) and core.role != LEADER:
             core.clock_base = max(core.clock_base, message.time)
         self._answered(message.session, message.number, message.alive)
 
@@ -205,8 +230,10 @@ class OwnSession:
             # Before it is asked for: others may be granted what was held here before this member hears of it.
             self.lease.ended = self.lease.ended or "closed"
             self._tell(self.lease, EXPIRED)
-        if not self.is_open or replica.core.leader is None:
+        if not self.is_open:
             return False
+        if replica.core.leader is None:
+            return True
         if not self._closing:
             # False while the session's window is used up; answers make room.
             self._closing = replica.submit(commands.close_session, (), lambda reply: None)
@@ -234,7 +261,7 @@ class OwnSession:
     def deadline(self) -> float:
         """When `every_turn` or `tell` has something to do again."""
         now = self._replica.now
-        due = self.lease.changes_at(now)
+        due = min(self.lease.changes_at(now), self._ask_again_at)
         if self._renews and self._replica.core.leader is not None and now < self.beat_by:
             due = min(due, self._renew_at)
         return due

@@ -23,8 +23,7 @@ from coord.lease import Lease
 from coord.logs import Log
 from coord.machine import commands
 from coord.machine.machine import Machine
-from coord.machine.replies import SESSION_ENDED, SESSION_ID_IN_USE
-from coord.machine.sessions import ENDED
+from coord.machine.replies import SESSION_ENDED
 from coord.options import Options
 from coord.own_session import OwnSession
 from coord.proposals import EXPIRED, WITHDRAWN, Maker, Numbering, Outbox, Proposal
@@ -177,14 +176,14 @@ class Replica:
         reads: Sequence[Read] = (),
     ) -> float:
         """Do all that follows from what arrived by `now`. Returns when the next turn is due at the latest."""
-        # The core's clock moves even when nothing arrived for it: what falls due by cluster time depends on that.
+        # Also when nothing arrived for the core: what falls due by cluster time depends on its clock.
         self.now = self.core.now = now
         self.counters.turns += 1
         if now > self._due + _LATE_HEARTBEATS * self.options.heartbeat:
             self.own.lease.late = True
-        # First what was begun first: giving up cancels, and that has numbers of its own.
-        self.enqueue(proposals)
+        self.enqueue(proposals)  # before giving up, which cancels: first in, first out
         self.own.give_up_if_lapsed()
+        self.own.tell()  # before what was waiting can renew it: what has been over is told of
         for frame in frames:
             self._receive(frame)
         for event in events:
@@ -240,7 +239,7 @@ class Replica:
         return proposal is not None
 
     def defer(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call it at the end of this turn, with the callers' answers."""
+        """Call it at the end of this turn."""
         self._answers.append((lambda _: function(*arguments), None))
 
     def restart_outbox(self) -> None:
@@ -408,7 +407,7 @@ class Replica:
             if message.term == self.core.term:
                 self.renew(message.session, partial(self._renewed, sender.name, message))
         elif isinstance(message, KeepaliveResponse):
-            self.own.on_response(message)
+            self.own.on_response(sender.name, message)
         else:
             self._step_core(sender, message)
 
@@ -545,15 +544,10 @@ class Replica:
 
     def settle(self, sequence: int, reply: Any) -> None:
         if sequence == 0:
-            if reply[0] == SESSION_ENDED:
-                # It was opened, and ended, in what a snapshot made us skip; and so may be what we sent in it.
-                self.own.lose_sent()
-            if reply[0] in (SESSION_ENDED, SESSION_ID_IN_USE):
-                self.own.renew(ENDED)
+            self.own.opened(reply)
             return
         if reply[0] == SESSION_ENDED:
-            # Not an answer for the caller: it had no effect, and `_renew_session` sends it again.
-            return
+            return  # no answer for the caller: it had no effect, and goes again in the next session
         proposal = self.numbering.end(sequence)
         if proposal is not None:
             self._answers.append((proposal.done, reply))

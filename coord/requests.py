@@ -242,7 +242,9 @@ class Requests:
                 self._look(request, self._tell_later)
             if event.name in observers:
                 observed[event.name] = None
-        self._tell_observers(observed)
+        if observed:
+            # After whoever was granted is told: who sees that this process leads finds it so.
+            self._replica.defer(self._tell_observers, observed)
 
     def _tell_observers(self, names: Iterable[str]) -> None:
         for name in names:

@@ -342,7 +342,7 @@ class Story:
 
     def restart(self) -> None:
         session = self.numbering.session
-        first = [encode_entry(commands.open_session(session, "a", 1, 10**9, True))]
+        first = [encode_entry(commands.open_session(session, "a", 1, 10**9))]
         self.outbox.restart([] if self.machine.has_session(session) else first, self.numbering.unanswered())
 
     def begin(self) -> None:

@@ -46,7 +46,7 @@ class Replica:
         self._index = 0
         self._sequence = 0
         self.apply(commands.set_epoch(5))
-        self.apply(commands.open_session(OTHER, "other", 9, TTL, True, False))
+        self.apply(commands.open_session(OTHER, "other", 9, TTL))
         self.open()
 
     # What Requests uses.
@@ -68,7 +68,7 @@ class Replica:
     # What the test does.
 
     def open(self) -> None:
-        self.apply(commands.open_session(self.lease.session, "me", 1, TTL, True, False))
+        self.apply(commands.open_session(self.lease.session, "me", 1, TTL, self.machine.session_of("me")))
         self.lease.begin(self.now, self.now)
 
     def send(self) -> None:
@@ -287,7 +287,7 @@ def test_a_refusal_is_the_exception_it_means(
 
 def test_the_successor_is_named(replica: Replica) -> None:
     request = granted(replica)
-    replica.apply(commands.open_session(77, "heir", 1, TTL, True, False))
+    replica.apply(commands.open_session(77, "heir", 1, TTL))
     replica.other("lock")
     replica.apply(commands.acquire(77, 1, 0, "lock", False, 1, 0, True, 0, False, b""))
     replica.requests.release(request, lambda reply: None, "heir")

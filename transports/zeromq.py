@@ -200,7 +200,10 @@ class ZeroMQTransport:
             self._claim = PathClaim(bind)
         router = self._router = self._context.socket(zmq.ROUTER)
         self._set_common_options(router)
-        router.setsockopt(zmq.RCVHWM, self._queue_frames)
+        # No limit: at its limit a connection stops reading, and when its peer then goes, the heartbeat of libzmq (up to
+        # 4.3.5 at least) finds a dead engine and aborts the process. What peers send unasked is bounded by what they
+        # were answered: a window of appends, one of proposals, a request at a time.
+        router.setsockopt(zmq.RCVHWM, 0)
         router.setsockopt(zmq.SNDHWM, 1)
         router.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes)
         router.setsockopt(zmq.ROUTER_HANDOVER, 0)

@@ -62,14 +62,15 @@ class BadCommand(ValueError):
 # Made by callers. Times are nanoseconds.
 
 
-def open_session(session: int, owner: str, instance: int, ttl: int, supersedes: bool, gone: bool = False) -> bytes:
+def open_session(session: int, owner: str, instance: int, ttl: int, replaces: int = 0, gone: bool = False) -> bytes:
     """Open `session`, a random number from 1 to 2**64 - 1, for the member or client named `owner`.
 
-    `instance` tells apart processes of one owner. With `supersedes`, an older session of the same owner ends in that
-    moment, with all it holds. `gone`: the process of the older one is known to be dead, so the locks it held are free
-    without delay. Harmless to repeat.
+    `instance` tells apart processes of one owner. `replaces`: the session of the same owner that ends in that moment,
+    with all it holds; 0: none. If the owner has another one, nothing happens: this command may be of a process that is
+    long dead, and must not end what the next one has opened. `gone`: the process of the replaced one is known to be
+    dead, so the locks it held are free without delay. Harmless to repeat.
     """
-    return _pack((OPEN_SESSION, session, owner, instance, ttl, supersedes, gone))
+    return _pack((OPEN_SESSION, session, owner, instance, ttl, replaces, gone))
 
 
 def expire_session(session: int, proposer_term: int) -> bytes:
@@ -296,10 +297,10 @@ def _check_put_fields(key: object, value: object, ephemeral: object, ttl: object
 
 def _check_open(command: Command) -> None:
     _need(len(command) == 7, "number of fields")
-    _, session, owner, instance, ttl, supersedes, gone = command
+    _, session, owner, instance, ttl, replaces, gone = command
     _need(_is_session(session) and _is_number(instance, 0, UNSIGNED_MAX), "session or instance")
     _need(is_text(owner, OWNER_BYTES_MAX), "owner")
-    _need(_is_number(ttl, 1) and type(supersedes) is type(gone) is bool, "ttl, supersedes or gone flag")
+    _need(_is_number(ttl, 1) and _is_number(replaces, 0, UNSIGNED_MAX) and type(gone) is bool, "ttl, replaced or gone")
 
 
 def _check_expire(command: Command) -> None:

@@ -88,6 +88,10 @@ class Machine:
         """Return the (owner, ttl in nanoseconds) of each live session."""
         return {session.id: (session.owner, session.ttl) for session in self._sessions.live.values()}
 
+    def session_of(self, owner: str) -> int:
+        """The live session of `owner`; 0: it has none."""
+        return self._sessions.owners.get(owner, 0)
+
     def remembered_reply(self, session: int, sequence: int) -> Reply | None:
         """Return the reply to that command: None if it was not applied, or taken, or its session is over."""
         found = self._sessions.live.get(session)
@@ -200,7 +204,7 @@ class Machine:
     # -- sessions, clock, limits
 
     def _open_session(self, index: int, command: Command) -> Reply:
-        _, id, owner, instance, ttl, supersedes, gone = command
+        _, id, owner, instance, ttl, replaces, gone = command
         table = self._sessions
         session = table.live.get(id)
         if session is not None:
@@ -210,7 +214,7 @@ class Machine:
         if id in table.ended:
             return replies.ENDED_REPLY
         older = table.live.get(table.owners.get(owner, 0))
-        if older is not None and not supersedes:
+        if older is not None and older.id != replaces:
             return replies.OWNER_IN_USE, older.id
         if len(table.live) - (older is not None) >= self.limits.sessions:
             return replies.QUOTA, "sessions", self.limits.sessions

@@ -30,7 +30,7 @@ OWNED_BY_OTHER = 5
 QUOTA = 6
 #: (SESSION_ID_IN_USE,): another process drew the same session id. Draw again.
 SESSION_ID_IN_USE = 7
-#: (OWNER_IN_USE, session): a live session of the same owner exists, and the open was not to supersede it.
+#: (OWNER_IN_USE, session): the owner has a live session, and it is not the one that the open was to replace.
 OWNER_IN_USE = 8
 
 #: (GRANTED, token, slot): the lock is held.

@@ -294,6 +294,8 @@ def follow(core: Core, sender: str, term: int) -> bool:
         return False
     if core.role != FOLLOWER or core.leader != sender or term > core.term:
         core.become_follower(term, sender, f"{sender} leads")
+        # What an older leader said is not this one's: it may be behind, and have stamped entries since.
+        core.clock_base = 0
         core.vetoes = 0
     core.leader_contact = core.now
     election.reset_timer(core)

@@ -25,10 +25,14 @@ from coord.storage.snapshots import PREFIX as SNAPSHOT_PREFIX
 LOCK = "LOCK"
 IDENTITY = "identity"
 RESERVE = "reserve"
+BOOT = "boot"
 FORMAT_VERSION = 1
 MAGIC = b"coordmem"
 _HEADER = struct.Struct("<8sII")
 _IDENTITY_BYTES_MAX = 64 << 10
+_BOOT_BYTES_MAX = 100
+#: A random number that Linux draws each time it starts.
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 #: A new file system's own directory; not a reason to call the place occupied.
 _IGNORED = ("lost+found",)
 
@@ -106,6 +110,19 @@ class DataDirectory:
     def set_has_log(self) -> None:
         self._rewrite(replace(self.identity, has_log=True))
 
+    def note_boot(self, boot: bytes) -> bool:
+        """Tell whether it was last used since the same start of the same machine, as `boot_id` names it, and note that
+        it is now. If so the lock proves that whoever used it is dead; on another machine, to which it was moved or
+        copied, it proves nothing. Blocks on the disk; may raise OSError."""
+        final = f"{self.path}/{BOOT}"
+        try:
+            before = self.files.read(final, 0, _BOOT_BYTES_MAX)
+        except FileNotFoundError:
+            before = b""
+        if before != boot:
+            _replace(self.files, self.path, BOOT, boot)
+        return bool(boot) and before == boot
+
     def close(self) -> None:
         """Give the directory back. Nothing may write to it any more."""
         if self._lock is not None:
@@ -154,6 +171,15 @@ def open_directory(
         disk.close(lock)
         raise
     return DataDirectory(disk, path, lock, found)
+
+
+def boot_id() -> bytes:
+    """Which start of which machine this is; empty where the system does not say."""
+    try:
+        with open(_BOOT_ID, "rb") as file:
+            return file.read(_BOOT_BYTES_MAX).strip()
+    except OSError:
+        return b""
 
 
 def _make(files: Files, path: str) -> None:
@@ -244,12 +270,15 @@ def _compare(path: str, found: Identity, group: str, name: str, fingerprint: int
 
 
 def _write_identity(files: Files, path: str, identity: Identity) -> None:
+    _replace(files, path, IDENTITY, identity.encode())
+
+
+def _replace(files: Files, path: str, name: str, data: bytes) -> None:
     """In one step, durable on return (trap 38)."""
-    final = f"{path}/{IDENTITY}"
+    final = f"{path}/{name}"
     temporary = f"{final}.tmp"
-    if f"{IDENTITY}.tmp" in files.names(path):
+    if f"{name}.tmp" in files.names(path):
         files.unlink(temporary)
-    data = identity.encode()
     handle = files.create(temporary, 0)
     try:
         files.write(handle, 0, [data])

@@ -282,7 +282,7 @@ class Group:
         self._condition(self._loss, seconds)
 
     def lose_lock_now(self, member: str | Node, timeout: float = PATIENCE) -> None:
-        """The group ends the member's session at once, so that everything it holds is lost: locks, leaderships, ephemeral keys.
+        """The group ends the member's session at once, so that it loses its locks, leaderships and ephemeral keys.
 
         Nothing else happens to the member: if it lives, it soon has another session. Returns when the leader and
         every member it can reach know; the member itself, if it is cut off or paused, does not.

@@ -104,7 +104,10 @@ class Historian:
         session = rng.choice(self.sessions) if self.sessions and rng.random() < 0.3 else rng.getrandbits(64) or 1
         if session not in self.sessions:
             self.sessions.append(session)
-        fields = (session, rng.choice(OWNERS), rng.choice([1, 1, 1, 2]), 10, rng.random() < 0.8, rng.random() < 0.4)
+        owner = rng.choice(OWNERS)
+        live = [number for number, found in self.reference.sessions.items() if found["owner"] == owner]
+        replaces = live[0] if live and rng.random() < 0.8 else rng.choice([0, 0, *self.sessions])
+        fields = (session, owner, rng.choice([1, 1, 1, 2]), 10, replaces, rng.random() < 0.4)
         return commands.open_session(*fields), ("open", *fields)
 
     def end(self) -> Made:

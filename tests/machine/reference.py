@@ -50,7 +50,7 @@ class Reference:
 
     # -- no session needed
 
-    def _open(self, term: int, session: int, owner: str, instance: int, ttl: int, supersedes: bool, gone: bool) -> Any:
+    def _open(self, term: int, session: int, owner: str, instance: int, ttl: int, replaces: int, gone: bool) -> Any:
         if session in self.sessions:
             found = self.sessions[session]
             if found["owner"] != owner or found["instance"] != instance:
@@ -59,7 +59,7 @@ class Reference:
         if session in [ended for ended, _ in self.ended[-ENDED_MAX:]]:
             return (session, 0, (SESSION_ENDED,))
         older = [number for number, found in self.sessions.items() if found["owner"] == owner]
-        if older and not supersedes:
+        if older and older[0] != replaces:
             return (session, 0, (OWNER_IN_USE, older[0]))
         if len(self.sessions) - len(older) + 1 > self.limits["sessions"]:
             return (session, 0, (QUOTA, "sessions", self.limits["sessions"]))

@@ -27,8 +27,8 @@ from coord.machine.limits import Limits
 from coord.machine.machine import Machine
 
 GOOD: list[bytes] = [
-    commands.open_session(UNSIGNED_MAX, "owner", 0, SIGNED_MAX, True),
-    commands.open_session(1, "owner", 0, SIGNED_MAX, True, True),
+    commands.open_session(UNSIGNED_MAX, "owner", 0, SIGNED_MAX, UNSIGNED_MAX),
+    commands.open_session(1, "owner", 0, SIGNED_MAX, 0, True),
     commands.expire_session(1, 0),
     commands.tick(),
     commands.set_limits(Limits(), 0),
@@ -147,7 +147,7 @@ BAD: list[Any] = [
     [commands.OPEN_SESSION, 7, b"a", 1, 10, True, False],
     [commands.OPEN_SESSION, 7, "a", -1, 10, True, False],
     [commands.OPEN_SESSION, 7, "a", 1, 0, True, False],
-    [commands.OPEN_SESSION, 7, "a", 1, 10, 1, False],
+    [commands.OPEN_SESSION, 7, "a", 1, 10, -1, False],
     [commands.OPEN_SESSION, 7, "a", 1, 10, True, 1],
     [commands.OPEN_SESSION, 7, "a", 1, 10, True, None],
     [commands.OPEN_SESSION, 7, "a", 1, 10, True],
@@ -210,7 +210,7 @@ def test_a_lock_command_with_one_thing_wrong_is_refused_and_answered(command: An
     with pytest.raises(BadCommand):
         commands.decode(msgpack.packb(command))
     machine = Machine()
-    machine.apply(1, 1, 1, commands.open_session(7, "owner", 1, 10, True))
+    machine.apply(1, 1, 1, commands.open_session(7, "owner", 1, 10))
     machine.apply(2, 1, 1, commands.set_epoch(1))
     before = machine.locks.digest(), machine.store.digest(), machine.epoch
     outcome = machine.apply(3, 1, 1, msgpack.packb(command))
@@ -313,7 +313,7 @@ def everything(machine: Machine) -> tuple[Any, ...]:
 def test_applying_any_bytes_never_raises_and_what_is_refused_changes_nothing() -> None:
     rng = random.Random(5)
     machine = Machine()
-    machine.apply(1, 1, 1, commands.open_session(7, "owner", 1, 10, True))
+    machine.apply(1, 1, 1, commands.open_session(7, "owner", 1, 10))
     machine.apply(2, 1, 1, commands.set_epoch(1))
     index = 2
     refused = 0

@@ -57,7 +57,7 @@ def test_bytes_are_bounded_old_values_included() -> None:
 
 def test_a_machine_keeps_as_much_as_it_is_told_and_gives_whole_revisions() -> None:
     machine = Machine(history_revisions=2)
-    machine.apply(1, 1, 1, commands.open_session(7, "a", 1, 10, True))
+    machine.apply(1, 1, 1, commands.open_session(7, "a", 1, 10))
     both = [commands.put_operation("a", b"1"), commands.put_operation("b", b"2")]
     machine.apply(2, 1, 1, commands.transaction(7, 1, 0, [], both))
     machine.apply(3, 1, 1, commands.delete(7, 2, 1, "none"))
@@ -82,7 +82,7 @@ def test_a_machine_keeps_as_much_as_it_is_told_and_gives_whole_revisions() -> No
 
 def test_no_history_at_all() -> None:
     machine = Machine(history_revisions=0)
-    machine.apply(1, 1, 1, commands.open_session(7, "a", 1, 10, True))
+    machine.apply(1, 1, 1, commands.open_session(7, "a", 1, 10))
     machine.apply(2, 1, 1, commands.put(7, 1, 0, "a", b"1"))
     assert machine.changes_since(1) is None
     assert machine.changes_since(2) == []

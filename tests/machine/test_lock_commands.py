@@ -54,7 +54,7 @@ class Locks:
 
     def open(self, session: int, owner: str = "", gone: bool = False) -> Any:
         owner = owner or self.owner(session)
-        return self.reply(commands.open_session(session, owner, session, 10, True, gone))
+        return self.reply(commands.open_session(session, owner, session, 10, self.machine.session_of(owner), gone))
 
     def owner(self, session: int) -> str:
         return f"owner {session}"

@@ -59,7 +59,8 @@ class Careless:
         self.born += 1
         self.sessions = [*self.sessions[-3:], self.born]
         owner = self.rng.choice("wxyz")
-        return commands.open_session(self.born, owner, 1, 10, self.rng.random() < 0.8, self.rng.random() < 0.3)
+        older = self.machine.session_of(owner) if self.rng.random() < 0.8 else 0
+        return commands.open_session(self.born, owner, 1, 10, older, self.rng.random() < 0.3)
 
     def sender(self, session: int) -> tuple[int, int, int]:
         sequence = self.sequences.get(session, 0) + self.rng.choice([1, 1, 1, 2])

@@ -39,7 +39,9 @@ class Group:
         return session, sequence, sequence - 1
 
     def open(self, session: int, owner: str = "", instance: int = 1, supersedes: bool = True) -> Any:
-        return self.reply(commands.open_session(session, owner or f"owner {session}", instance, 10, supersedes))
+        owner = owner or f"owner {session}"
+        older = self.machine.session_of(owner) if supersedes else 0
+        return self.reply(commands.open_session(session, owner, instance, 10, older))
 
     def put(self, session: int, key: str, value: bytes = b"v", **options: Any) -> Any:
         return self.reply(commands.put(*self.sender(session), key, value, **options))
@@ -139,7 +141,7 @@ def test_trap_51_the_replies_of_a_session_are_bounded_and_a_leap_of_the_low_wate
 
 
 def test_trap_51_an_ended_session_cannot_be_opened_or_used_again(group: Group) -> None:
-    opening = commands.open_session(9, "late", 1, 10, True)
+    opening = commands.open_session(9, "late", 1, 10)
     writing = commands.put(9, 1, 0, "k", b"v")
     group.apply(opening)
     assert group.reply(writing) == (replies.OK, 4, 1)
@@ -157,12 +159,12 @@ def test_trap_51_an_ended_session_cannot_be_opened_or_used_again(group: Group) -
 
 def test_the_memory_of_ended_sessions_is_bounded(group: Group) -> None:
     for number in range(ENDED_MAX + 2):
-        group.apply(commands.open_session(100 + number, "x", 1, 10, True))
+        group.apply(commands.open_session(100 + number, "x", 1, 10, group.machine.session_of("x")))
     assert len(group.machine.sessions) == 3
     group.apply(commands.expire_session(100 + ENDED_MAX + 1, TERM))
     # The two oldest are forgotten: only now could they come back.
-    assert group.reply(commands.open_session(102, "y", 1, 10, True)) == (replies.SESSION_ENDED,)
-    assert group.reply(commands.open_session(101, "y", 1, 10, True))[0] == replies.OK
+    assert group.reply(commands.open_session(102, "y", 1, 10)) == (replies.SESSION_ENDED,)
+    assert group.reply(commands.open_session(101, "y", 1, 10))[0] == replies.OK
     restored = Machine()
     restored.restore(group.machine.cut().chunks())
     assert restored.state_hash == group.machine.state_hash
@@ -188,6 +190,15 @@ def test_opening_twice_is_opening_once(group: Group) -> None:
     assert group.open(A, instance=2) == (replies.SESSION_ID_IN_USE,)
     assert group.open(A, owner="another") == (replies.SESSION_ID_IN_USE,)
     assert group.machine.take_session_events() == []
+
+
+def test_a_late_open_of_a_dead_process_ends_nothing(group: Group) -> None:
+    """It names the session that it found; the next process of its owner has opened another since."""
+    late = commands.open_session(70, f"owner {A}", 6, 10, replaces=A, gone=True)
+    assert group.open(71, owner=f"owner {A}") == (replies.OK, group.index, 0)
+    assert group.reply(late) == (replies.OWNER_IN_USE, 71)
+    assert group.machine.has_session(71)
+    assert not group.machine.has_session(70)
 
 
 def test_a_new_session_supersedes_its_owners_older_one_and_all_it_holds(group: Group) -> None:

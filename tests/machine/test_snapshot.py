@@ -42,7 +42,7 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def open_session(machine: Machine) -> None:
-    machine.apply(machine.applied_index + 1, 1, 1, commands.open_session(7, "a", 1, 10, True))
+    machine.apply(machine.applied_index + 1, 1, 1, commands.open_session(7, "a", 1, 10))
 
 
 def machine_with_locks() -> Machine:
@@ -53,7 +53,7 @@ def machine_with_locks() -> Machine:
         machine.apply(machine.applied_index + 1, 1, 100, payload)
 
     for session, owner in ((7, "a"), (8, "b"), (9, "c")):
-        apply(commands.open_session(session, owner, 1, 10, True))
+        apply(commands.open_session(session, owner, 1, 10))
     apply(commands.set_epoch(3))
     apply(commands.acquire(9, 1, 0, "l", True, delay=50))
     apply(commands.acquire(8, 1, 0, "l", True, value=b"v"))
@@ -109,7 +109,7 @@ def test_what_comes_after_a_snapshot_of_locks_is_the_same_with_and_without_it() 
     for time, payload in (
         (100, commands.release(7, 3, 0, "l", 1, token)),
         (100, commands.release(8, 4, 0, "l", 1, token)),
-        (120, commands.open_session(10, "c", 1, 10, True)),
+        (120, commands.open_session(10, "c", 1, 10)),
         (120, commands.acquire(10, 1, 0, "s", permits=3, reclaim=True)),
         (150, commands.tick()),
         (150, commands.expire_session(7, 1)),
@@ -487,7 +487,7 @@ def test_watches_are_told_the_difference_and_nobody_goes_back() -> None:
         return machine
 
     newer = fed(True)
-    newer.apply(newer.applied_index + 1, 1, 1, commands.open_session(8, "b", 1, 10, True))
+    newer.apply(newer.applied_index + 1, 1, 1, commands.open_session(8, "b", 1, 10))
     newer.apply(newer.applied_index + 1, 1, 1, commands.close_session(7, 50, 49))
     behind = fed(False)
     last_seen = behind.store.revision

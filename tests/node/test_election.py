@@ -178,7 +178,7 @@ def test_a_leadership_is_no_lock_but_can_be_released(group: Group) -> None:
     seen[0].release()
     assert not election.is_leader
     assert election.leader() is None
-    with pytest.raises(coord.LeadershipLost):
+    with pytest.raises(coord.NotHeld):
         seen[0].release()
 
 

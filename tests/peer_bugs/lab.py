@@ -36,8 +36,9 @@ class Bench:
         self._sequences[session] = number = self._sequences.get(session, 0) + 1
         return number
 
-    def open(self, session: int, owner: str, *, supersedes: bool = True, gone: bool = False) -> Any:
-        return self.apply(commands.open_session(session, owner, session, 10 * SECOND, supersedes, gone))
+    def open(self, session: int, owner: str, *, gone: bool = False) -> Any:
+        older = self.machine.session_of(owner)
+        return self.apply(commands.open_session(session, owner, session, 10 * SECOND, older, gone))
 
     def expire(self, session: int, term: int | None = None) -> None:
         self.apply(commands.expire_session(session, self.term if term is None else term))

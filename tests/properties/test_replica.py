@@ -54,7 +54,7 @@ class Member:
             epoch=1,
             alone=False,
         )
-        opening = commands.open_session(SESSION, "a", 1, 10**12, True, False)
+        opening = commands.open_session(SESSION, "a", 1, 10**12)
         noop = make_batch(NOOP, 3, 1, 1000, [encode_entry(b"")], 1)
         first = make_batch(COMMANDS, 3, 2, 2000, [encode_entry(opening), encode_entry(self._put(1))], 2)
         self.turn(encode(A, "b", Append(3, 0, 0, 3, 1, [noop, first])))

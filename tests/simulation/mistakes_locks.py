@@ -27,6 +27,7 @@ from simulation.mutation import (
 )
 from simulation.stories_of_locks import (
     a_cancel_overtakes_its_acquire,
+    a_dead_process_opens_its_session_late,
     a_member_that_leaves_holds_nothing,
     a_renewal_comes_while_the_end_is_on_its_way,
     a_session_that_was_given_up_comes_back,
@@ -408,6 +409,12 @@ FOUND_HERE = [
         (OwnSession, "close", 'self.lease.ended = self.lease.ended or "closed"', "pass"),
         (OwnSession, "close", "self._tell(self.lease, EXPIRED)", "pass"),
         story=a_member_that_leaves_holds_nothing,
+    ),
+    mutant(
+        "an open of a session ends whichever its owner has",
+        "found here",
+        (Machine, "_open_session", "older.id != replaces", "False"),
+        story=a_dead_process_opens_its_session_late,
     ),
 ]
 

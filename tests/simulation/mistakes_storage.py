@@ -118,7 +118,7 @@ SYNCS_AND_NAMES = [
     mutant(
         "the identity gets its name before its bytes are synced",
         "trap 38, ext4 in 2009",
-        (directory, "_write_identity", "files.sync(handle)", "pass"),
+        (directory, "_replace", "files.sync(handle)", "pass"),
         world=power_cuts,
     ),
     mutant(

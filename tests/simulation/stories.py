@@ -356,7 +356,11 @@ def a_session_comes_and_goes_within_a_snapshot(seed: int) -> None:
     let_pass(world, 1)
     behind = next(name for name in world.names if name != leader.name)
     others = [name for name in world.names if name != behind]
+    world.stay_dead.add(behind)
     world.kill(behind, power=False)
+    # Its older session would have to be replaced by name, and it is not going to hear of it.
+    until(world, lambda: not world.truth.machine.session_of(behind), "its older session is over")
+    world.stay_dead.discard(behind)
     world.network.cut([(name, behind) for name in others if name != leader.name])
     world.revive(behind)
     process = world.process(behind)

@@ -10,6 +10,7 @@ from typing import Any
 
 from coord.lease import LAPSED, SUSPENDED, VALID
 from coord.machine import commands, replies
+from coord.raft.batch import encode_entry
 from coord.requests import GRANTED
 from coord.testing.network import between
 from coord.testing.process import Process
@@ -300,7 +301,25 @@ def given_up_while_the_answer_is_on_its_way(seed: int) -> None:
     _nothing_is_left(world, held)
 
 
+def a_dead_process_opens_its_session_late(seed: int) -> None:
+    """What a member sent in its life before may arrive in this one: it must not end the session that was opened since,
+    least of all as that of a process known to be dead."""
+    world = World(seed, _knobs())
+    leader, (lone, _) = _cast(world)
+    held = _holds(world, lone)
+    ttl = int(leader.replica.options.session_ttl * 1e9)
+    late = encode_entry(commands.open_session(7, lone.name, 5, ttl, 0, True))
+    leader.calls.append(lambda: leader.replica.outbox.add(late))
+    leader.wake()
+    index = world.truth.committed
+    until(world, lambda: world.truth.committed > index, "it is committed")
+    let_pass(world, 1.0)
+    assert held.believes(), "the hold was lost"
+    _nothing_is_left(world, held)
+
+
 LOCK_STORIES = [
+    a_dead_process_opens_its_session_late,
     an_old_leader_acknowledges_late,
     an_uncommitted_end_is_committed_by_the_next_leader,
     a_renewal_comes_while_the_end_is_on_its_way,

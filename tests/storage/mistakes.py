@@ -212,13 +212,13 @@ MISTAKES = (
     Mistake(
         "the identity is written in place",
         directory,
-        "_write_identity",
-        (('temporary = f"{final}.tmp"', "temporary = final"), ('f"{IDENTITY}.tmp" in', "IDENTITY in")),
+        "_replace",
+        (('temporary = f"{final}.tmp"', "temporary = final"), ('f"{name}.tmp" in', "name in")),
     ),
     Mistake(
         "the identity's new name is not synced",
         directory,
-        "_write_identity",
+        "_replace",
         (("    files.sync_directory(path)\n", ""),),
     ),
     Mistake(

@@ -89,14 +89,15 @@ def test_a_killed_leader_is_replaced_at_once_and_its_disk_stays(group: Group, vi
 
 def test_everybody_killed_and_started_again_knows_what_was_written(group: Group) -> None:
     group["b"].config["k"] = "kept"
-    incarnation = group["a"].cluster.members()[0].incarnation
+    # 0 until the group has pinned it.
+    incarnation = group.wait_until(lambda: group["a"].cluster.members()[0].incarnation)
     for name in group.names:
         group.kill(name)
     assert group.running == []
     for name in group.names:
         group.restart(name)
     assert group["c"].config.get("k", linearizable=True) == "kept"
-    assert group.leader().cluster.members()[0].incarnation in (0, incarnation)
+    assert group.leader().cluster.members()[0].incarnation == incarnation
 
 
 def test_a_session_outlives_a_kill_and_ends_after_its_ttl(group: Group) -> None:

@@ -761,13 +761,16 @@ def test_whoever_observes_a_lock_is_called_once_for_each_step(replica: Replica) 
     ask(replica, name="another")
     replica.send()
     replica.commit()
+    replica.answer()
     assert told == ["first", "second"]
     replica.publish()
+    replica.answer()
     assert len(told) == 2, "nothing has happened"
     replica.requests.unobserve("lock", first)
     replica.requests.unobserve("lock", first)
     release()
     replica.publish()
+    replica.answer()
     assert told[2:] == ["second"]
     replica.requests.jumped()
     assert told[3:] == ["second"]

@@ -48,9 +48,7 @@ def test_the_first_code_runs_as_it_is(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("block", "printed"), [(1, ["True"]), (2, ["True done node"])], ids=["lock", "election"]
-)
+@pytest.mark.parametrize(("block", "printed"), [(1, ["True"]), (2, ["True done node"])], ids=["lock", "election"])
 def test_code_runs_as_it_is(tmp_path: Path, block: int, printed: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-"],

@@ -38,10 +38,10 @@ from coord.clock import clock
 from coord.errors import ConfigurationError, CoordError, NotHeld, OutcomeUnknown
 from coord.hold import Hold
 from coord.leadership import encode
-from coord.lock import ELECTION, Lock, check_delay, check_name, lock_delay
+from coord.lock import ELECTION, Lock, check_delay, check_name, group_time, lock_delay
 from coord.machine import commands
-from coord.raft.roles import LEADER
 from coord.requests import GRANTED, REFUSED
+from coord.storage.directory import boot_id
 
 if TYPE_CHECKING:
     from coord.loop import Loop
@@ -360,11 +360,11 @@ def _look_at_all(replica: Replica, names: list[str]) -> list[dict[str, Any] | No
 
 def _look(replica: Replica, name: str) -> tuple[bool, dict[str, Any] | None]:
     """On the loop's thread: whether there is a quorum, and the lock, if it is in use."""
-    machine, locks = replica.machine, replica.machine.locks
+    locks = replica.machine.locks
     quorum, permits = replica.quorum_ok(), locks.permits(name)
     if not permits:
         return quorum, None
-    now = max(machine.time, replica.core.cluster_time()) if replica.core.role == LEADER else machine.time
+    now = group_time(replica)
     holders, delays = locks.holders(name), locks.delayed(name)
     shared = bool(holders) and holders[0].shared
     return quorum, {
@@ -431,9 +431,4 @@ def relied_on(directory: str, longest: float) -> float:
 
 
 def _boot() -> str:
-    """Tells one run of the machine from another."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return "-"
+    return boot_id().decode("ascii", "replace") or "-"

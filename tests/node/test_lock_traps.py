@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import coord
+from coord.machine import replies
 from coord.raft.messages import KeepaliveResponse
 from coord.storage.directory import open_directory
 from coord.testing import Group
@@ -63,6 +64,37 @@ def test_a_callback_that_leaves_by_any_exception_leaves_the_others_be() -> None:
         with node.config.watch("k", initial=False, callback=lambda event: seen.append(event.value)):
             node.config["k"] = 1
             until(lambda: seen == [1], "a callback after one that exited")
+
+
+def test_a_watch_whose_callback_exits_goes_on() -> None:
+    with coord.Node(registry=None) as node:
+        seen: list[Any] = []
+
+        def leave(what: Any) -> None:
+            seen.append(what)
+            sys.exit(1)
+
+        with node.config.watch("k", initial=False, callback=lambda event: leave(event.value)):
+            for number in range(3):
+                node.config["k"] = number
+                until(lambda number=number: number in seen, "the next event")  # type: ignore[misc]
+        seen.clear()
+        election = node.election("e")
+        with election.observe(lambda leader: leave(leader is not None)):
+            until(lambda: seen == [False], "what is there")
+            election.volunteer()
+            until(lambda: seen == [False, True], "the change after a callback that exited")
+
+
+def test_an_open_that_found_no_room_is_tried_again(group: Group) -> None:
+    replica = replica_of(group.followers()[0])
+    tried: list[float] = []
+    replica.restart_outbox = lambda: tried.append(group.now)
+    began = group.now
+    replica.own.opened((replies.QUOTA, "sessions", 1))
+    group.run(5.0)
+    assert len(tried) == 1
+    assert 0.9 <= tried[0] - began <= 1.5
 
 
 def test_a_hook_that_is_cancelled_ends_its_term_as_any_that_raises() -> None:
